@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_unit_rgb', 'load_image', 'save_image', 'atomic',
            'resize', 'square', 'list_images', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded']
 
-# %% ../nbs/00_images.ipynb #628fa091
+# %% ../nbs/00_images.ipynb #2ca3d761
 import io, math, os, struct, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np, torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
 
-# %% ../nbs/00_images.ipynb #8f63a281
+# %% ../nbs/00_images.ipynb #02751e8e
 def to_tensor(a:np.ndarray, # H x W x 3, values in [0, 1]
              ) -> torch.Tensor: # 1 x 3 x H x W in [-1, 1]
     "A picture as the network wants it."
@@ -32,7 +32,7 @@ def to_pil(x:torch.Tensor, # 1 x 3 x H x W in [-1, 1]
     "The same picture for Pillow, the screen and the disk."
     return Image.fromarray(to_array(x).squeeze())
 
-# %% ../nbs/00_images.ipynb #1c62cbeb
+# %% ../nbs/00_images.ipynb #6befb8f2
 MAX_PIXELS = 120_000_000 # about 1.4 GB as float32: beyond it a "photo" is more likely a decompression bomb
 
 class ImageError(ValueError):
@@ -64,7 +64,7 @@ def to_unit_rgb(im:Image.Image, # any mode
     elif im.mode in ('RGB','CMYK','L'): im = _srgb(im)
     return np.asarray(im.convert('RGB'), np.float32)/255
 
-# %% ../nbs/00_images.ipynb #73b09280
+# %% ../nbs/00_images.ipynb #c9e3931f
 def _opened(path, max_pixels):
     "Decoded, upright picture; the size is checked before decoding."
     with warnings.catch_warnings(), Image.open(path) as im:
@@ -91,7 +91,7 @@ def load_image(path, # file of any kind Pillow reads
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e:
         raise ImageError(f'{path}: {_reason(e, path)}'.replace('\n', ' ')) from None
 
-# %% ../nbs/00_images.ipynb #52c785f8
+# %% ../nbs/00_images.ipynb #1d94b1f2
 def _write(im, f, suffix, text):
     "Encode for the suffix; PNG carries `text` as its own chunks."
     info = PngImagePlugin.PngInfo()
@@ -111,7 +111,7 @@ def save_image(x, # 1 x C x H x W in [-1, 1], or a Pillow image
     with atomic(path) as f: _write(im, f, path.suffix.lower(), text)
     return path
 
-# %% ../nbs/00_images.ipynb #cfff75f3
+# %% ../nbs/00_images.ipynb #8ffb6b11
 @contextmanager
 def atomic(path): # final file; its folder is made if needed
     "A binary file that appears under its name only when the block ends without an error."
@@ -128,7 +128,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_images.ipynb #4fbee923
+# %% ../nbs/00_images.ipynb #21b4373b
 def resize(x, # B x C x H x W
            size, # side in pixels, or (height, width)
           ): # B x C x size, clipped to [-1, 1]
@@ -150,7 +150,7 @@ def list_images(paths, # files and folders; a folder stands for the pictures in 
     inside = lambda d: sorted(p for p in d.iterdir() if p.suffix.lower() in known and p.is_file() and not p.name.startswith('.'))
     return list(dict.fromkeys(q for p in map(Path, paths) for q in (inside(p) if p.is_dir() else [p])))
 
-# %% ../nbs/00_images.ipynb #28ae626f
+# %% ../nbs/00_images.ipynb #44027a39
 def _tiles(images):
     "One Pillow image per picture, from a batch, a list of batches, or Pillow images."
     if isinstance(images, (torch.Tensor, Image.Image)): images = [images]
@@ -161,22 +161,28 @@ def _fit(im, side):
     r = side/max(im.size)
     return im.convert('RGB').resize([max(1, round(s*r)) for s in im.size], Image.Resampling.NEAREST if r>1 else Image.Resampling.LANCZOS)
 
+def _label(sheet, text, x, y, width):
+    "Text centred at (x, y), in a size that fits the tile."
+    size = max(11, width//14)
+    while size>7 and ImageFont.load_default(size).getlength(text) > width: size -= 1
+    ImageDraw.Draw(sheet).text((x, y), text, fill='black', anchor='mm', font=ImageFont.load_default(size))
+
 def grid(images, # B x 3 x H x W, or a list of tensors and Pillow images of any size
          labels=None, # one string per picture, drawn above it
          cols:int|None=None, # pictures per row; None: all in one row, at most 8
-         side:int|None=None, # pixels per tile; None: the largest picture's side
+         side:int|None=None, # pixels of each tile's longer side; None: the largest picture's
          pad:int=4, # white pixels around each tile
         ) -> Image.Image: # a contact sheet
     "Pictures side by side, labelled."
     ims = _tiles(images)
     side,cols = side or max(max(im.size) for im in ims), cols or min(len(ims), 8)
-    head,size = (max(14, side//10), max(11, side//14)) if labels else (0, 0)
-    w,h = side+pad,side+pad+head
-    out = Image.new('RGB', (cols*w+pad, math.ceil(len(ims)/cols)*h+pad), 'white')
+    ims = [_fit(im, side) for im in ims]
+    head,high = (max(14, side//10) if labels else 0), max(im.height for im in ims)
+    out = Image.new('RGB', (cols*(side+pad)+pad, math.ceil(len(ims)/cols)*(high+pad+head)+pad), 'white')
     for i,im in enumerate(ims):
-        x,y,im = i%cols*w+pad, i//cols*h+pad, _fit(im, side)
-        out.paste(im, (x+(side-im.width)//2, y+head+(side-im.height)//2))
-        if labels: ImageDraw.Draw(out).text((x+side//2, y+head//2), str(labels[i]), fill='black', anchor='mm', font=ImageFont.load_default(size))
+        x,y = i%cols*(side+pad)+pad, i//cols*(high+pad+head)+pad
+        out.paste(im, (x+(side-im.width)//2, y+head+(high-im.height)//2))
+        if labels: _label(out, str(labels[i]), x+side//2, y+head//2, side)
     return out
 
 def show(images, labels=None, cols=None,
@@ -185,14 +191,14 @@ def show(images, labels=None, cols=None,
     "`grid` at a size for the screen."
     return grid(images, labels, cols, side)
 
-# %% ../nbs/00_images.ipynb #9af6b984
+# %% ../nbs/00_images.ipynb #f5a428e3
 def astronaut(side:int|None=None, # resize to this side; None keeps the crop's 169 px
              ) -> torch.Tensor: # 1 x 3 x side x side
     "The face of scikit-image's portrait of Eileen Collins, with the eyes where the face priors expect them."
     from skimage import data
     return square(to_tensor(data.astronaut()[25:194,141:310]/255), side)
 
-# %% ../nbs/00_images.ipynb #648fd35e
+# %% ../nbs/00_images.ipynb #b2f2528a
 class ImageRNG:
     "One random generator per image of a batch."
     def __init__(self, seeds): # one integer per image

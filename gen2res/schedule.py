@@ -153,6 +153,13 @@ def kl_explorer(schedule:Schedule, x0, y0):
     slider.observe(draw, 'value'); draw()
     return widgets.VBox([slider, view])
 
+# %% ../nbs/01_schedule.ipynb #0e289cc6
+@patch
+def predict_x0(self:Schedule, x_t, t, eps): # B x C x H x W; index or B of them; like x_t
+    "The clean picture that noise `eps` at index `t` implies: Eq. 1 solved for x_0."
+    a = torch.as_tensor(self.a(t), dtype=torch.float64) if isinstance(t, int) else self.abar[t.cpu()]
+    return per_image(a.rsqrt(), x_t)*x_t - per_image((1/a-1).sqrt(), x_t)*eps
+
 # %% ../nbs/01_schedule.ipynb #9488bd3f
 @patch
 def posterior(self:Schedule, t:int, s:int): # s < t; s = -1 is the clean picture
