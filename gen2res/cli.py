@@ -82,7 +82,7 @@ def info():
         place = where_is(name) or cache_path(name)
         typer.echo(f'{"":18} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
 
-# %% ../nbs/18_cli.ipynb #f3c89dea
+# %% ../nbs/18_cli.ipynb #64d5acec
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures, or an .npz with an array "images" (N x S x S x 3, uint8).')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the run; an existing run is resumed.')]=Path('runs/prior'),
@@ -93,6 +93,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           side: Annotated[int, typer.Option(help='Picture side in pixels.')]=64,
           patch: Annotated[int, typer.Option(help='Fold patch x patch pixels into channels: patch^2 times cheaper.')]=2,
           min_snr: Annotated[Optional[float], typer.Option(help='Cap the weight of low-noise levels (min-SNR gamma).')]=20.,
+          boost: Annotated[float, typer.Option(help='Raise the weight of high-noise levels by SNR to minus this power.')]=.5,
           compiled: Annotated[bool, typer.Option('--compile', help='torch.compile the network (needs a C++ compiler on the CPU).')]=False,
           device: Device=None):
     """Train a prior on your own pictures. Stop and start it as you like: it resumes.
@@ -104,7 +105,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
     try:
         images = load_pictures(data, side)
         held = load_pictures(val, side) if val else None
-        trainer = Trainer(images, out, small_arch(side, patch), val=held, iters=iters, batch=batch, lr=lr, min_snr=min_snr, compile=compiled, device=device)
+        trainer = Trainer(images, out, small_arch(side, patch), val=held, iters=iters, batch=batch, lr=lr, min_snr=min_snr, boost=boost, compile=compiled, device=device)
         trainer.run(progress=sys.stderr.isatty())
     except (ImageError, OSError, ValueError) as e: stop(e)
     typer.echo(out/'prior')

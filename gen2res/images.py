@@ -14,7 +14,7 @@ import numpy as np, torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
 
-# %% ../nbs/00_images.ipynb #02751e8e
+# %% ../nbs/00_images.ipynb #a4ce0df2
 def to_tensor(a:np.ndarray, # H x W x 3, values in [0, 1]
              ) -> torch.Tensor: # 1 x 3 x H x W in [-1, 1]
     "A picture as the network wants it."
@@ -30,7 +30,8 @@ def to_array(x:torch.Tensor, # 1 x 3 x H x W or 3 x H x W in [-1, 1]; values out
 def to_pil(x:torch.Tensor, # 1 x 3 x H x W in [-1, 1]
           ) -> Image.Image: # 8-bit RGB (or L, for one channel)
     "The same picture for Pillow, the screen and the disk."
-    return Image.fromarray(to_array(x).squeeze())
+    a = to_array(x)
+    return Image.fromarray(a[...,0] if a.shape[-1]==1 else a)
 
 # %% ../nbs/00_images.ipynb #6befb8f2
 MAX_PIXELS = 120_000_000 # about 1.4 GB as float32: beyond it a "photo" is more likely a decompression bomb
@@ -64,15 +65,16 @@ def to_unit_rgb(im:Image.Image, # any mode
     elif im.mode in ('RGB','CMYK','L'): im = _srgb(im)
     return np.asarray(im.convert('RGB'), np.float32)/255
 
-# %% ../nbs/00_images.ipynb #c9e3931f
+# %% ../nbs/00_images.ipynb #3675081a
 def _opened(path, max_pixels):
     "Decoded, upright picture; the size is checked before decoding."
-    with warnings.catch_warnings(), Image.open(path) as im:
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)   # our own limit is stated below
-        w,h = im.size
-        if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels is more than the limit of {max_pixels/1e6:.0f} megapixels')
-        im.load()
-        return ImageOps.exif_transpose(im)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')           # Pillow's own size warning, and chatter about odd metadata
+        with Image.open(path) as im:
+            w,h = im.size
+            if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels is more than the limit of {max_pixels/1e6:.0f} megapixels')
+            im.load()
+            return ImageOps.exif_transpose(im)
 
 def _reason(e, path):
     "Pillow's many ways to fail, in plain words."

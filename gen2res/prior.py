@@ -101,7 +101,7 @@ def save_prior(prior:Prior,
         with atomic(path/'config.json') as f: f.write(cfg.encode())
     return path
 
-# %% ../nbs/03_prior.ipynb #9c99cb71
+# %% ../nbs/03_prior.ipynb #390f6fb4
 def _unwrap(d):
     "The state dict inside a checkpoint."
     for k in ('params_ema', 'ema', 'state_dict', 'params', 'model'):
@@ -115,7 +115,7 @@ def read_state(path) -> dict:
         return _unwrap(torch.load(path, map_location='cpu', weights_only=True))
     except pickle.UnpicklingError: raise PriorError(f'{path}: holds more than tensors, and loading that could run code; refused. Save its state_dict alone') from None
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, AttributeError, TypeError) as e:
-        raise PriorError(f'{path}: not a readable checkpoint ({str(e).splitlines()[0][:120] or type(e).__name__})') from None
+        raise PriorError(f'{path}: not a readable checkpoint ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
 
 def _shapes(arch):
     with torch.device('meta'): return {k: tuple(v.shape) for k,v in UNet(**arch).state_dict().items()}

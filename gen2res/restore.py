@@ -68,7 +68,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8)
 
-# %% ../nbs/10_restore.ipynb #43b3d29f
+# %% ../nbs/10_restore.ipynb #9e7e894d
 def targets(name:str, out) -> tuple:
     "(restored, sheet) paths for a photo's name."
     return Path(out)/f'{name}_restored.png', Path(out)/f'{name}_sheet.png'
@@ -96,8 +96,9 @@ def restore_files(paths, # files and folders
                   progress:bool=False, report=print, # report(line) is told each result and each failure
                  ) -> list: # names of the files that failed
     "Restore photos one by one; a broken file costs one line, not the batch."
-    K,failed,taken = paper_K(prior) if K is None else K,[],set()
-    for path in tqdm(list_images(paths), disable=not progress, unit='photo'):
+    K,failed,taken,files = paper_K(prior) if K is None else K,[],set(),list_images(paths)
+    if not files: raise ImageError(f'{", ".join(map(str, paths))}: no pictures here')
+    for path in tqdm(files, disable=not progress, unit='photo'):
         try:
             _check_free(path.stem, out, force, taken)
             y,how = read_face(path, prior.side)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Schedule', 'per_image', 'judge_error', 'suggest_K', 'equivalent_K', 'show_kl', 'kl_explorer']
 
-# %% ../nbs/01_schedule.ipynb #6d5bcc66
-import math
+# %% ../nbs/01_schedule.ipynb #bd69e2d9
+import math, re
 from itertools import accumulate, repeat
 import torch
 from fastcore.basics import patch
@@ -58,7 +58,7 @@ def diffuse(self:Schedule,
     a = torch.tensor(self._abar, dtype=torch.float64)[t] if isinstance(t, int) else self.abar[t.cpu()]
     return per_image(a.sqrt(), x0)*x0 + per_image((1-a).sqrt(), x0)*noise
 
-# %% ../nbs/01_schedule.ipynb #5941f079
+# %% ../nbs/01_schedule.ipynb #2d09a60f
 def _section(start, size, n):
     "`n` indices spread over `size` of them from `start`, first and last included."
     if n>size or n<1: raise ValueError(f'cannot take {n} steps out of {size}')
@@ -85,6 +85,7 @@ def timesteps(self:Schedule,
     "The indices that a walk from K visits."
     if not 0<=K<=self.T: raise ValueError(f'K must lie in 0..{self.T}, got {K}')
     if steps is None or K==0: return list(range(K))[::-1]
+    if not re.fullmatch(r'(ddim)?\d+|\d+(,\d+)+', str(steps)): raise ValueError(f"steps must be a number, 'ddim25' or '10,15,20', got {steps!r}")
     if str(steps).startswith('ddim'): return _ddim_stride(K, int(steps[4:]))[::-1]
     return _sections(K, [int(n) for n in str(steps).split(',')])[::-1]
 

@@ -1,0 +1,93 @@
+"The command, as a user runs it."
+import json, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from PIL import Image
+from typer.testing import CliRunner
+from gen2res.cli import app
+from gen2res.images import astronaut, load_image, save_image
+
+def run(*args):
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
+    return r.exit_code,r.stdout,r.stderr
+
+def test_astronaut_writes_both_and_prints_both(tmp_path):
+    code,out,_ = run('restore', 'astronaut', '-o', tmp_path, '--steps', 4)
+    restored,sheet = map(Path, out.split('\n')[:2])
+    assert code==0 and load_image(restored).shape==(1,3,64,64) and Image.open(sheet).width > 900
+
+def test_the_record_makes_the_picture_again(tmp_path, faces64):
+    from gen2res.restore import damaged_astronaut, restore
+    from gen2res.images import to_array
+    run('restore', 'astronaut', '-o', tmp_path, '--K', 20, '--seed', 3)
+    text = Image.open(tmp_path/'astronaut_restored.png').text
+    r = json.loads(text['gen2res'])
+    again = restore(damaged_astronaut()[0], faces64, r['K'], r['steps'], seeds=[r['seed']])
+    assert 'generative model' in text['Comment'] and (to_array(again)==to_array(load_image(tmp_path/'astronaut_restored.png'))).all()
+
+@pytest.fixture
+def folder(tmp_path):
+    d = tmp_path/'in'; d.mkdir()
+    save_image(astronaut(128), d/'good.jpg'); save_image(astronaut(80), d/'also.png')
+    (d/'broken.png').write_bytes((d/'also.png').read_bytes()[:200]); (d/'empty.jpg').touch(); save_image(astronaut(1), d/'dot.png')
+    return d
+
+def test_a_broken_file_does_not_stop_the_others(folder, tmp_path):
+    code,out,err = run('restore', folder, tmp_path/'missing.jpg', '-o', tmp_path/'out', '--K', 3)
+    assert code==2 and {p.name for p in (tmp_path/'out').iterdir()}=={'good_restored.png', 'good_sheet.png', 'also_restored.png', 'also_sheet.png'}
+    lines = [l for l in err.split('\n') if l.startswith('failed:')]
+    assert len(lines)==4 and all(any(n in l for l in lines) for n in ('broken.png', 'empty.jpg', 'dot.png', 'missing.jpg'))
+
+def test_company_and_order_do_not_matter(folder, tmp_path):
+    run('restore', folder, '-o', tmp_path/'all', '--K', 5); run('restore', folder/'good.jpg', '-o', tmp_path/'one', '--K', 5)
+    assert (tmp_path/'all'/'good_restored.png').read_bytes()==(tmp_path/'one'/'good_restored.png').read_bytes()
+
+def test_nothing_is_overwritten_without_force(folder, tmp_path):
+    args = ('restore', folder/'good.jpg', '-o', tmp_path/'out', '--K', 2)
+    assert run(*args)[0]==0
+    stamp = (tmp_path/'out'/'good_restored.png').read_bytes()
+    code,_,err = run(*args, '--seed', 1)
+    assert code==2 and '--force' in err and (tmp_path/'out'/'good_restored.png').read_bytes()==stamp
+    assert run(*args, '--seed', 1, '--force')[0]==0 and (tmp_path/'out'/'good_restored.png').read_bytes()!=stamp
+
+def test_two_inputs_of_one_name(folder, tmp_path):
+    save_image(astronaut(64), folder/'good.png')
+    code,_,err = run('restore', folder/'good.jpg', folder/'good.png', '-o', tmp_path/'out', '--K', 1)
+    assert code==2 and 'two inputs have this name' in err
+
+@pytest.mark.parametrize('args', [('--K', '1001'), ('--K', '-1'), ('--prior', 'nobody'), ('--prior', 'missing.pt'), ('--steps', 'many'), ('--device', 'abacus')])
+def test_wrong_arguments_are_one_line(args, tmp_path):
+    code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
+    assert code==2 and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
+
+def test_empty_folder_says_so(tmp_path):
+    (tmp_path/'in').mkdir()
+    code,_,err = run('restore', tmp_path/'in', '-o', tmp_path/'out')
+    assert code==2 and 'no pictures' in err
+
+def test_info_lists_every_prior():
+    from gen2res.prior import PRIORS
+    code,out,_ = run('info')
+    assert code==0 and all(n in out for n in PRIORS) and 'shipped' in out and 'non-commercial' in out
+
+@pytest.mark.parametrize('name', ['restore', 'info', 'train', 'bench'])
+def test_help_has_an_example(name):
+    code,out,_ = run(name, '--help')
+    assert code==0 and f'Example: gen2res {name}' in out
+
+def test_train_from_the_command_line(tmp_path):
+    d = tmp_path/'pics'; d.mkdir()
+    for i in range(4): save_image(astronaut(32).roll(i, -1), d/f'{i}.png')
+    code,out,err = run('train', d, '-o', tmp_path/'run', '--side', 32, '--iters', 2, '--batch', 2, '--device', 'cpu')
+    assert code==0, err
+    code,out,err = run('restore', 'astronaut', '-o', tmp_path/'out', '--prior', tmp_path/'run'/'prior', '--K', 2)
+    assert code==0, err
+
+def test_train_on_nothing(tmp_path):
+    code,_,err = run('train', tmp_path, '-o', tmp_path/'run')
+    assert code==2 and 'no pictures' in err
+
+def test_as_a_process_from_anywhere(tmp_path):
+    r = subprocess.run([sys.executable, '-m', 'gen2res.cli', '--help'], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode==0
