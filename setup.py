@@ -27,7 +27,7 @@ setup(
                  LICENSES[cfg['license']][1], f"Natural Language :: {cfg['language']}",
                  *(f'Programming Language :: Python :: {v}' for v in PYTHONS if tuple(map(int, v.split('.'))) >= tuple(map(int, cfg['min_python'].split('.'))))],
     packages=find_packages(include=['gen2res', 'gen2res.*']) + ['gen2res.data'],
-    package_dir={'gen2res.data': 'data'}, package_data={'gen2res.data': [f'{d}/*' for d in SHIPPED]},
+    package_dir={'gen2res.data': 'data'}, include_package_data=False, package_data={'gen2res.data': [f'{d}/*' for d in SHIPPED]},
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False)

@@ -11,12 +11,11 @@ import torch
 from .images import seeded
 from .sample import ddim, ddpm, denoise, dpmpp
 
-# %% ../nbs/16_bench.ipynb #047a91c1
+# %% ../nbs/16_bench.ipynb #a54ca0d2
 def timed(f):
     "Seconds of one call, the device's queue included."
-    if torch.cuda.is_available(): torch.cuda.synchronize()
-    start = time.perf_counter(); f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else torch.mps.synchronize if torch.backends.mps.is_available() else lambda: None
+    wait(); start = time.perf_counter(); f(); wait()
     return time.perf_counter()-start
 
 def alternate(a, b, rounds:int=9): # functions without arguments

@@ -18,7 +18,7 @@ class Constraint:
     def on_mean(self, st): "May change st.mean, before noise is added."
     def on_sample(self, st): "May change st.x_next."
 
-# %% ../nbs/05_constraints.ipynb #1218d6e6
+# %% ../nbs/05_constraints.ipynb #c3fa1646
 NORMS = {'l2': lambda d: d.flatten(1).norm(dim=1), 'l2sq': lambda d: d.flatten(1).pow(2).sum(1), 'l1': lambda d: d.flatten(1).abs().sum(1)}
 
 class Guide(Constraint):
@@ -29,7 +29,9 @@ class Guide(Constraint):
                  every:int=1, # guide on indices with (t+1) divisible by this; 0: only on `last`
                  last:int=0, # also on the `last` highest indices of the schedule
                  first:int=0, # never below this index
-                 norm:str='l2', filter=lambda x: x, hi:int=10**9, T:int=1000): # T: length of the schedule, for `last`
+                 norm:str='l2', filter=lambda x: x, # of both pictures before they are compared
+                 hi:int=10**9, # never above this index
+                 T:int=1000): # length of the prior's schedule, for `last`
         if norm not in NORMS: raise ValueError(f'norm must be one of {", ".join(NORMS)}, got {norm!r}')
         super().__init__(every, first, hi)
         self.y,self.scale,self.norm,self.filter,self.top = y,scale,NORMS[norm],filter,T-last
@@ -39,7 +41,7 @@ class Guide(Constraint):
 
     def gradient(self, st):
         "d norm / d x_t through the network and the clamp, each image on its own."
-        d = self.norm(self.filter(self.y) - self.filter(st.x0)).sum()
-        return torch.autograd.grad(d, st.x)[0]
+        d = self.norm(self.filter(self.y.to(st.x0)) - self.filter(st.x0)).sum()
+        return torch.autograd.grad(d, st.x, retain_graph=True)[0]   # kept for other constraints; the loop frees it
 
     def on_sample(self, st): st.x_next = st.x_next.detach() - self.scale*self.gradient(st)

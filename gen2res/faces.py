@@ -47,7 +47,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
         if not any(_inside(f, g) for g in faces): faces.append(f)
     return faces
 
-# %% ../nbs/13_faces.ipynb #9f028e5f
+# %% ../nbs/13_faces.ipynb #4e897565
 def crop(image, # 1 x 3 x H x W
          face:Face): # square to cut; where it leaves the photo, the edge is repeated
     "Cut a square, without resampling."
@@ -66,9 +66,9 @@ def _is_aligned(face, h, w):
 def face_square(image, # 1 x 3 x H x W
                 side:int, # of the result
                ): # (1 x 3 x side x side, how): how = 'face', 'aligned' or 'centre'
-    "What a face prior should be shown: the largest face; the picture itself if it is one aligned face already, or if no face is found its centred square."
+    "What a face prior should be shown: the largest face; the picture itself if it is one aligned face already (a square in which nothing is found is taken for one); else its centred square."
     h,w = image.shape[-2:]
     faces = detect(image)
-    if not faces: return square(image, side), 'centre'
+    if not faces: return square(image, side), 'aligned' if h==w else 'centre'
     if _is_aligned(faces[0], h, w): return square(image, side), 'aligned'
     return resize(crop(image, faces[0]), side), 'face'

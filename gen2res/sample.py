@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Step', 'step_variance', 'ddpm', 'ddim', 'dpmpp', 'denoise', 'generate']
 
-# %% ../nbs/04_sample.ipynb #30274bdc
+# %% ../nbs/04_sample.ipynb #abced291
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 from .images import seeded
 
-# %% ../nbs/04_sample.ipynb #e3fb58db
+# %% ../nbs/04_sample.ipynb #b0ad23c6
 @dataclass
 class Step:
     "One step of the loop, from index `t` to `s`; what constraints and step rules read and write."
@@ -32,18 +32,24 @@ class Step:
     @property
     def schedule(self): return self.prior.schedule
 
+    def release(self):
+        "Let go of the graph and of the past, once the step is done."
+        for k in ('x', 'eps', 'v', 'x0', 'mean', 'var', 'x_next'):
+            if isinstance(getattr(self, k), torch.Tensor): setattr(self, k, getattr(self, k).detach())
+        self.before = None
+
     def predict(self, clip):
         "Ask the prior."
         self.x0,self.eps,self.v = self.prior(self.x, self.t)
         if clip: self.x0 = self.x0.clamp(-1, 1)
 
-# %% ../nbs/04_sample.ipynb #75258e93
+# %% ../nbs/04_sample.ipynb #8ffe2644
 def _smallest_var(st):
     "Posterior variance; at the last step (where it is 0) that of the step before."
     sch = st.schedule
     if st.s>=0: return sch.posterior(st.t, st.s)[2]
-    up = st.before.t if st.before else min(st.t+1, sch.T-1)
-    return sch.posterior(up, st.t)[2]
+    if st.before is None and st.t==sch.T-1: return sch.posterior(st.t, st.t-1)[2]   # a single step from the very top
+    return sch.posterior(st.before.t if st.before else st.t+1, st.t)[2]
 
 def step_variance(st:Step):
     "Variance of x_s by the prior's kind: learned (a tensor), fixed_small or fixed_large (a number)."
@@ -58,8 +64,8 @@ def ddpm(st:Step):
     c0,ct,_,_ = st.schedule.posterior(st.t, st.s)
     st.mean,st.var = c0*st.x0 + ct*st.x, step_variance(st)
 
-# %% ../nbs/04_sample.ipynb #837a41b8
-def ddim(st:Step, eta:float=0., raw_eps:bool=False): # eta: 0 deterministic, 1 about as noisy as ddpm; raw_eps: DifFace's variant
+# %% ../nbs/04_sample.ipynb #0f0d34a7
+def ddim(st:Step, eta:float=0., raw_eps:bool=False): # eta: 0 deterministic, 1 the same as ddpm with fixed_small; raw_eps: DifFace's variant
     "Song et al. 2020, Eq. 12. Set eta with functools.partial(ddim, eta=...)."
     a,a_s = st.schedule.a(st.t),st.schedule.a(st.s)
     eps = st.eps if raw_eps else (st.x - math.sqrt(a)*st.x0)/math.sqrt(1-a)
@@ -80,7 +86,7 @@ def dpmpp(st:Step):
     st.mean = math.sqrt((1-sch.a(st.s))/(1-sch.a(st.t)))*st.x - math.sqrt(sch.a(st.s))*math.expm1(-h)*D
     st.var = 0.
 
-# %% ../nbs/04_sample.ipynb #d7ed647a
+# %% ../nbs/04_sample.ipynb #d7169f70
 def _noise_source(rng, n):
     "A function noise(x) from seeds, an ImageRNG, or a function (which injects noise of your own)."
     return rng if callable(rng) else seeded(0 if rng is None else rng, n).randn_like
@@ -113,13 +119,14 @@ def denoise(prior, # Prior or GaussianPrior
             callback=None, # called with each Step; raise to stop
            ) -> torch.Tensor: # B x 3 x H x W
     "Walk from index ts[0] down to a clean picture. THE loop: all procedures of this library are calls of it."
-    randn,before,ts = _noise_source(rng, len(x)),None,list(ts)
+    if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")
+    randn,before,ts = _noise_source(rng, len(x)),None,[int(t) for t in ts]
     for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
         on = [c for c in constraints if c.active(t, len(ts)-1-i)]
         for _ in range(max((c.repeats for c in on), default=1)):
             st = Step(prior, x, t, s, randn, before)
             x = _advance(st, on, step, clip)
-        st.x0,st.before = st.x0.detach(),None
+        st.release()
         if callback: callback(st)
         before = st
     return before.x0 if final=='x0' and ts else x

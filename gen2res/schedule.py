@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['Schedule', 'per_image', 'judge_error', 'suggest_K', 'equivalent_K', 'show_kl', 'kl_explorer']
 
-# %% ../nbs/01_schedule.ipynb #bd69e2d9
+# %% ../nbs/01_schedule.ipynb #ea50e2fc
 import math, re
 from itertools import accumulate, repeat
+from numbers import Integral
 import torch
 from fastcore.basics import patch
 
-# %% ../nbs/01_schedule.ipynb #0b9cdcf6
+# %% ../nbs/01_schedule.ipynb #0a11d85c
 class Schedule:
     "How much signal is left at each noise index t in 0..T-1. All tables are float64."
     def __init__(self, betas, # T values in (0, 1)
                  name:str='custom'): # recorded when a prior is saved
         self.betas,self.name = torch.as_tensor(betas, dtype=torch.float64),name
+        if not ((self.betas>0) & (self.betas<1)).all(): raise ValueError(f'betas must lie in (0, 1); {name} with T = {len(self.betas)} has {self.betas.min():.3g} .. {self.betas.max():.3g}')
         self.abar = torch.cumprod(1-self.betas, 0)
-        self._abar = self.abar.tolist() + [1.]   # index -1 is the clean picture
+        self._abar = torch.cat([self.abar, self.abar.new_ones(1)])   # its index -1 is the clean picture
+        self._numbers = self._abar.tolist()
 
     @classmethod
     def linear(cls, T:int=1000): # number of noise levels
@@ -37,14 +40,19 @@ class Schedule:
     def __repr__(self): return f'Schedule({self.name}, T={self.T})'
 
     def a(self, t:int) -> float:
-        "abar at one index as a plain number; t = -1 is the clean picture, abar = 1."
-        return self._abar[t]
+        "abar at one index -1..T-1 as a plain number; t = -1 is the clean picture, abar = 1."
+        if not -1<=t<self.T: raise ValueError(f'noise index must lie in -1..{self.T-1}, got {t}')
+        return self._numbers[t]
+
+    def at(self, t):
+        "abar as a float64 tensor: of one index, or of a tensor of B of them."
+        return torch.tensor(self.a(t), dtype=torch.float64) if isinstance(t, Integral) else self._abar[t.cpu()]
 
     def snr(self, t:int) -> float:
         "Signal-to-noise ratio abar/(1 - abar), for pictures of unit power."
         return self.a(t)/(1-self.a(t)) if t>=0 else math.inf
 
-# %% ../nbs/01_schedule.ipynb #1bb7632c
+# %% ../nbs/01_schedule.ipynb #71f33807
 def per_image(v, x):
     "Numbers, one or one per image, shaped to multiply a B x C x H x W batch."
     return v.to(x).view(-1, *[1]*(x.ndim-1)) if isinstance(v, torch.Tensor) and v.ndim else float(v)
@@ -55,10 +63,10 @@ def diffuse(self:Schedule,
             t, # noise index 0..T-1, or a tensor of B of them; -1 returns x0
             noise): # like x0, standard normal
     "A sample of x_t: `x0` with the noise of index `t` (Gen2Res Eqs. 1 and 3)."
-    a = torch.tensor(self._abar, dtype=torch.float64)[t] if isinstance(t, int) else self.abar[t.cpu()]
+    a = self.at(t)
     return per_image(a.sqrt(), x0)*x0 + per_image((1-a).sqrt(), x0)*noise
 
-# %% ../nbs/01_schedule.ipynb #2d09a60f
+# %% ../nbs/01_schedule.ipynb #b2f35e7f
 def _section(start, size, n):
     "`n` indices spread over `size` of them from `start`, first and last included."
     if n>size or n<1: raise ValueError(f'cannot take {n} steps out of {size}')
@@ -87,6 +95,7 @@ def timesteps(self:Schedule,
     if steps is None or K==0: return list(range(K))[::-1]
     if not re.fullmatch(r'(ddim)?\d+|\d+(,\d+)+', str(steps)): raise ValueError(f"steps must be a number, 'ddim25' or '10,15,20', got {steps!r}")
     if str(steps).startswith('ddim'): return _ddim_stride(K, int(steps[4:]))[::-1]
+    if str(steps)=='1': return [K-1]                                     # one step must start at the top
     return _sections(K, [int(n) for n in str(steps).split(',')])[::-1]
 
 # %% ../nbs/01_schedule.ipynb #cce6aa17
@@ -124,16 +133,16 @@ def suggest_K(schedule:Schedule,
     snr = schedule.abar/(1-schedule.abar)
     return [min(int((d*snr > nats).sum())+1, schedule.T) for d in per_snr]
 
-# %% ../nbs/01_schedule.ipynb #2e7ead93
+# %% ../nbs/01_schedule.ipynb #72a5949e
 def equivalent_K(K:int, # noise steps at `from_side`
                  from_side:int, # side the K was chosen for, pixels
                  to_side:int, # side of the prior at hand, pixels
-                 schedule:Schedule|None=None, # default: linear, T = 1000
+                 schedule:Schedule|None=None, # of the prior at hand; default: the papers' linear one
                 ) -> int:
-    "Noise steps that hide as much of the picture at another side: SNR x (from_side/to_side)^2."
+    "Noise steps that hide as much of the picture at another side: SNR x (from_side/to_side)^2. K refers to the papers' linear schedule, T = 1000."
     if K<=0: return 0
-    s = schedule or Schedule.linear()
-    want = math.log(s.snr(min(K, s.T)-1)) + 2*math.log(from_side/to_side)
+    papers,s = Schedule.linear(),schedule or Schedule.linear()
+    want = math.log(papers.snr(min(K, papers.T)-1)) + 2*math.log(from_side/to_side)
     return 1 + int((torch.log(s.abar/(1-s.abar)) - want).abs().argmin())
 
 # %% ../nbs/01_schedule.ipynb #a9a06925
@@ -154,11 +163,11 @@ def kl_explorer(schedule:Schedule, x0, y0):
     slider.observe(draw, 'value'); draw()
     return widgets.VBox([slider, view])
 
-# %% ../nbs/01_schedule.ipynb #0e289cc6
+# %% ../nbs/01_schedule.ipynb #c6ca396d
 @patch
 def predict_x0(self:Schedule, x_t, t, eps): # B x C x H x W; index or B of them; like x_t
     "The clean picture that noise `eps` at index `t` implies: Eq. 1 solved for x_0."
-    a = torch.as_tensor(self.a(t), dtype=torch.float64) if isinstance(t, int) else self.abar[t.cpu()]
+    a = self.at(t)
     return per_image(a.rsqrt(), x_t)*x_t - per_image((1/a-1).sqrt(), x_t)*eps
 
 # %% ../nbs/01_schedule.ipynb #9488bd3f

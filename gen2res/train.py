@@ -65,17 +65,21 @@ def diffusion_loss(schedule, out, x0, x_t, t, noise, # out: the network's 3 or 6
     if weights is not None: loss = loss*weights[t.cpu()].to(loss)
     return loss if v is None else loss + vb_weight*schedule.T*variational_bits(schedule, x0, x_t, t, eps, v)
 
-# %% ../nbs/17_train.ipynb #4d315ac3
+# %% ../nbs/17_train.ipynb #6e3607df
+def _npz_images(path, side):
+    "The array of an .npz, N x side x side x 3."
+    try: a = np.load(path, allow_pickle=False)['images']
+    except Exception as e: raise ImageError(f'{path}: not an .npz with an array "images" ({type(e).__name__})') from None
+    a = np.repeat(a[...,None], 3, -1) if a.ndim==3 else a
+    if a.shape[1:]!=(side,side,3) or a.dtype!=np.uint8 or not len(a): raise ImageError(f'{path}: images are {a.shape} {a.dtype}, expected (N, {side}, {side}, 3) uint8')
+    return a
+
 def load_pictures(source, # folder, or .npz with "images": N x S x S x 3 (or N x S x S), uint8
                   side:int, # pixels; folder pictures are squared and resized
                  ) -> torch.Tensor: # N x 3 x side x side, uint8
     "Training pictures. Raises ImageError with one line."
     source = Path(source)
-    if source.suffix=='.npz':
-        a = np.load(source, allow_pickle=False)['images']
-        a = np.repeat(a[...,None], 3, -1) if a.ndim==3 else a
-        if a.shape[1:]!=(side,side,3) or a.dtype!=np.uint8: raise ImageError(f'{source}: images are {a.shape[1:]} {a.dtype}, expected ({side}, {side}, 3) uint8')
-        return torch.from_numpy(a).permute(0,3,1,2).contiguous()
+    if source.suffix=='.npz': return torch.from_numpy(_npz_images(source, side)).permute(0,3,1,2).contiguous()
     files = list_images([source]) if source.is_dir() else []
     if not files: raise ImageError(f'{source}: no pictures here')
     return torch.stack([torch.from_numpy(to_array(square(load_image(f), side))).permute(2,0,1) for f in files])
@@ -87,11 +91,11 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #40b09364
+# %% ../nbs/17_train.ipynb #eefba2f5
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
 class Trainer:
-    "Trains a prior; resumes from `out`/state.pt; leaves the EMA weights in `out`/prior."
+    "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     def __init__(self, images, # N x 3 x S x S, uint8
                  out, # folder of the run
                  arch:dict, # UNet arguments
@@ -102,30 +106,57 @@ class Trainer:
                  flips:bool=True, seed:int=0,
                  log_every:int=100, val_every:int=1000, sample_every:int=0, # iterations; 0: never
                  save_seconds:float=150., # a killed run loses at most this much
+                 amp:bool=True, # bf16 autocast
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None):
+        if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
         self.out,self.device,self.schedule,self.it = Path(out),torch.device(device or best_device()),schedule or Schedule.linear(),0
+        self.best,self.spent = math.inf,0.
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        self.model = UNet(**arch).to(self.device, memory_format=torch.channels_last)
+        self.model = self._network().to(self.device, memory_format=torch.channels_last)
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = torch.optim.AdamW(self.model.parameters(), lr, betas=(.9, .99), weight_decay=.01, fused=self.device.type!='mps')
         self.net = torch.compile(self.model) if compile else self.model
         self.resume()
 
+    def _network(self):
+        "The network, tried on one noise level, so that sides which do not fit are found before the work begins."
+        arch = {k: self.arch[k] for k in ('image_size', 'patch', 'channel_mult') if k in self.arch}
+        try:
+            net = UNet(**self.arch)
+            with torch.no_grad(): net(torch.zeros(1, *self.images.shape[1:]), torch.zeros(1))
+        except (RuntimeError, TypeError) as e: raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
+        return net
+
     # -- state ---------------------------------------------------------------
     @property
     def state_file(self): return self.out/'state.pt'
 
+    def _fixed(self): return dict(arch=json.dumps(self.arch, sort_keys=True), batch=self.batch, seed=self.seed, pictures=len(self.images))
+
     def save(self):
         with atomic(self.state_file) as f:
-            torch.save(dict(model=self.model.state_dict(), ema=self.avg.state_dict(), opt=self.opt.state_dict(), it=self.it), f)
+            torch.save(dict(model=self.model.state_dict(), ema=self.avg.state_dict(), opt=self.opt.state_dict(), it=self.it, best=self.best, spent=self.spent, fixed=self._fixed()), f)
 
     def resume(self):
+        "Continue from out/state.pt if it is there and of the same run."
         if not self.state_file.exists(): return
-        s = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(s['model']); self.avg.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt']); self.it = s['it']
+        try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
+        other = [k for k,v in self._fixed().items() if s.get('fixed', {}).get(k, v)!=v]
+        if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
+        self.model.load_state_dict(s['model']); self.avg.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt'])
+        self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
+        self._trim_log()
+
+    def _trim_log(self):
+        "Forget what was logged after the state that is resumed."
+        log = self.out/'log.jsonl'
+        if not log.exists(): return
+        kept = [l for l in log.read_text().splitlines() if json.loads(l)['it']<=self.it]
+        with atomic(log) as f: f.write(''.join(f'{l}\n' for l in kept).encode())
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
@@ -134,7 +165,7 @@ class Trainer:
     # -- one iteration -------------------------------------------------------
     def lr_at(self, it):
         "Warm-up, constant, then straight down to zero at `iters`."
-        return self.lr*min(1, (it+1)/self.warmup)*min(1, (self.iters-it)/(self.decay*self.iters))
+        return self.lr*min(1, (it+1)/max(1, self.warmup))*min(1, (self.iters-it)/max(1, self.decay*self.iters))
 
     def batch_at(self, it):
         "Pictures, noise levels and noise of iteration `it`: a function of the seed and `it` alone."
@@ -147,7 +178,7 @@ class Trainer:
 
     def predict(self, net, x_t, t):
         "The network in bf16, its answer in float32."
-        with torch.autocast(self.device.type, torch.bfloat16): return net(x_t.to(memory_format=torch.channels_last), t).float()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
 
     def step(self) -> float:
         "One iteration; returns the loss."
@@ -156,6 +187,7 @@ class Trainer:
         x0,t,noise = self.batch_at(self.it)
         x_t = self.schedule.diffuse(x0, t, noise)
         loss = diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).mean()
+        if not loss.isfinite(): raise ValueError(f'{self.out}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
         self.opt.zero_grad(set_to_none=True); loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
         self.opt.step(); self._average(); self.it += 1
@@ -180,12 +212,21 @@ class Trainer:
             out[t] = float(f'{torch.cat(errs).mean():.4g}')
         return out
 
-    def log(self, losses, started):
-        "One JSON line."
-        if not all(map(math.isfinite, losses)): raise ValueError(f'{self.out}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
-        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(time.time()-started))
-        if self.val is not None and self.it%self.val_every==0: row['val'] = self.errors()
+    def log(self, losses):
+        "One JSON line; with validation, also the prior as it is, and the best so far."
+        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
+        if self.val is not None and self.it%self.val_every==0: row['val'] = self.validate()
         with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
+
+    def validate(self) -> dict:
+        "Errors by noise level; saves out/prior, and out/best if their geometric mean is the lowest yet."
+        val = self.errors()
+        score = math.exp(np.mean([math.log(v) for v in val.values()]))
+        save_prior(self.prior(iterations=self.it, validation=val), self.out/'prior')
+        if score < self.best:
+            self.best = score
+            save_prior(self.prior(iterations=self.it, validation=val), self.out/'best')
+        return val
 
     def sheet(self, n:int=16, steps:int=50):
         "A sheet of samples, the same seeds every time."
@@ -194,10 +235,12 @@ class Trainer:
     # -- the run -------------------------------------------------------------
     def run(self, progress:bool=True) -> Prior:
         "Train to `iters` and save the prior."
-        losses,started,saved = [],time.time(),time.time()
+        losses,saved = [],time.time()
+        start = saved-self.spent
         for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not progress, unit='it'):
             losses.append(self.step())
-            if self.it%self.log_every==0: self.log(losses, started); losses = []
+            self.spent = time.time()-start
+            if self.it%self.log_every==0: self.log(losses); losses = []
             if self.sample_every and self.it%self.sample_every==0: self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
         self.save(); save_prior(self.prior(iterations=self.it), self.out/'prior')

@@ -54,7 +54,7 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path):
 def test_two_inputs_of_one_name(folder, tmp_path):
     save_image(astronaut(64), folder/'good.png')
     code,_,err = run('restore', folder/'good.jpg', folder/'good.png', '-o', tmp_path/'out', '--K', 1)
-    assert code==2 and 'two inputs have this name' in err
+    assert code==2 and 'same name without its suffix' in err
 
 @pytest.mark.parametrize('args', [('--K', '1001'), ('--K', '-1'), ('--prior', 'nobody'), ('--prior', 'missing.pt'), ('--steps', 'many'), ('--device', 'abacus')])
 def test_wrong_arguments_are_one_line(args, tmp_path):
@@ -89,5 +89,24 @@ def test_train_on_nothing(tmp_path):
     assert code==2 and 'no pictures' in err
 
 def test_as_a_process_from_anywhere(tmp_path):
-    r = subprocess.run([sys.executable, '-m', 'gen2res.cli', '--help'], cwd=tmp_path, capture_output=True, text=True)
-    assert r.returncode==0
+    r = subprocess.run([sys.executable, '-m', 'gen2res.cli', 'restore', 'astronaut', '--K', '2', '-o', 'out'], cwd=tmp_path, capture_output=True, text=True)
+    assert r.returncode==0 and r.stdout.split()==['out/astronaut_restored.png', 'out/astronaut_sheet.png'] and (tmp_path/'out'/'astronaut_sheet.png').exists()
+
+def test_out_is_a_file(tmp_path):
+    (tmp_path/'out').touch()
+    code,_,err = run('restore', 'astronaut', '-o', tmp_path/'out')
+    assert code==2 and '--out must be a folder' in err
+
+def test_odd_file_names_do_not_stop_the_batch(tmp_path):
+    import os
+    d = tmp_path/'in'; d.mkdir(); save_image(astronaut(64), d/'z.png')
+    name = os.fsencode(d)+b'/caf\xe9.png'
+    with open(name, 'wb') as f: f.write((d/'z.png').read_bytes())
+    code,out,err = run('restore', d, '-o', tmp_path/'out', '--K', 1)
+    assert code==0 and len(list((tmp_path/'out').iterdir()))==4
+
+@pytest.mark.parametrize('args', [('--side', 30), ('--patch', 3), ('--batch', 0), ('--device', 'abacus'), ('--iters', 0)])
+def test_train_refuses_in_one_line(tmp_path, args):
+    d = tmp_path/'pics'; d.mkdir(); save_image(astronaut(32), d/'a.png')
+    code,_,err = run('train', d, '-o', tmp_path/'run', '--side', 32, '--iters', 1, *args)
+    assert code==2 and len(err.strip().split('\n'))==1, err

@@ -38,7 +38,7 @@ def test_junk_is_one_line(tmp_path, junk, suffix):
     except ImageError as e: assert f'a{suffix}: ' in str(e) and '\n' not in str(e)
 
 @quick
-@given(cut=st.floats(0, 1), fmt=st.sampled_from(['PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP']), flips=st.lists(st.tuples(st.floats(0, .999), st.integers(0, 255)), max_size=4))
+@given(cut=st.floats(0, 1), fmt=st.sampled_from(['PNG', 'JPEG', 'GIF', 'TIFF', 'BMP', 'WEBP', 'AVIF', 'JPEG2000']), flips=st.lists(st.tuples(st.floats(0, .999), st.integers(0, 255)), max_size=4))
 def test_truncated_and_corrupted(tmp_path, cut, fmt, flips):
     f = io.BytesIO(); picture(24, 24, 'RGB').save(f, fmt)
     data = bytearray(f.getvalue()[:int(cut*len(f.getvalue()))])
@@ -60,12 +60,16 @@ def test_cmyk_is_not_inverted(tmp_path):
 
 def test_wide_gamut_profile_is_converted(tmp_path):
     from PIL import ImageCms
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
-    picture(8, 8, 'RGB').save(tmp_path/'a.png', icc_profile=lab)
-    plain = picture(8, 8, 'RGB'); plain.save(tmp_path/'b.png')
-    assert (load_image(tmp_path/'a.png')-load_image(tmp_path/'b.png')).abs().max() <= 2.1/127.5      # sRGB in, sRGB out
-    picture(8, 8, 'RGB').save(tmp_path/'c.png', icc_profile=b'broken')
-    assert torch.equal(load_image(tmp_path/'c.png'), load_image(tmp_path/'b.png'))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    swapped = srgb.replace(b'rXYZ', b'?XYZ', 1).replace(b'gXYZ', b'rXYZ', 1).replace(b'?XYZ', b'gXYZ', 1)   # "my red is what you call green"
+    red = Image.new('RGB', (8,8), (230,20,20))
+    for mode in ('RGB', 'RGBA', 'P'):
+        red.convert(mode).save(tmp_path/'a.png', icc_profile=swapped)
+        r,g,b = load_image(tmp_path/'a.png').mean((0,2,3))
+        assert g>.5 and r<-.3, mode
+    red.save(tmp_path/'b.png', icc_profile=srgb); red.save(tmp_path/'c.png', icc_profile=b'broken'); red.save(tmp_path/'d.png')
+    assert (load_image(tmp_path/'b.png')-load_image(tmp_path/'d.png')).abs().max() <= 2.1/127.5              # sRGB in, sRGB out
+    assert torch.equal(load_image(tmp_path/'c.png'), load_image(tmp_path/'d.png'))
 
 def test_palette_with_transparency_lies_on_white(tmp_path):
     im = Image.new('P', (4,4), 0); im.putpalette([0,0,0]*256); im.save(tmp_path/'a.png', transparency=0)
@@ -98,11 +102,12 @@ def test_nothing_half_written(tmp_path):
 def test_save_refuses(tmp_path):
     x = torch.zeros(1,3,4,4); save_image(x, tmp_path/'a.png')
     with pytest.raises(FileExistsError): save_image(x, tmp_path/'a.png', overwrite=False)
-    with pytest.raises(ImageError, match='suffix'): save_image(x, tmp_path/'a.docx')
+    for name in ('a.docx', 'a.psd', 'a'):
+        with pytest.raises(ImageError, match='suffix'): save_image(x, tmp_path/name)
     with pytest.raises(ValueError, match='one picture'): save_image(torch.zeros(2,3,4,4), tmp_path/'b.png')
 
 def test_folders_skip_what_is_hidden_and_foreign(tmp_path):
-    for n in ('b.png', 'a.JPG', '.c.png', 'notes.txt'): (tmp_path/n).touch()
+    for n in ('b.png', 'a.JPG', '.c.png', 'notes.txt', 'film.mpg', 'print.pdf', 'figure.eps'): (tmp_path/n).touch()
     (tmp_path/'sub').mkdir(); (tmp_path/'sub'/'d.png').touch()
     assert [p.name for p in list_images([tmp_path])]==['a.JPG', 'b.png']
     assert [p.name for p in list_images([tmp_path/'notes.txt'])]==['notes.txt']
@@ -115,6 +120,19 @@ def test_noise_belongs_to_the_image():
     a,b = seeded(3, 4),seeded([5])
     for _ in range(3): assert torch.equal(a.randn_like(x)[2:3], b.randn_like(x[:1]))
     with pytest.raises(ValueError, match='one seed per image'): b.randn_like(x)
+
+def test_postscript_is_never_opened(tmp_path):
+    (tmp_path/'a.png').write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n')
+    with pytest.raises(ImageError, match='not a picture'): load_image(tmp_path/'a.png')
+
+def test_heic_says_what_to_do(tmp_path):
+    (tmp_path/'a.heic').write_bytes(b'ftypheic'*9)
+    assert len(list_images([tmp_path]))==1
+    with pytest.raises(ImageError, match='JPEG'): load_image(tmp_path/'a.heic')
+
+def test_grid_needs_a_label_each():
+    for labels,ims in ((['a'], torch.zeros(2,3,4,4)), (None, [])):
+        with pytest.raises(ValueError, match='grid'): grid(ims, labels=labels)
 
 def test_grid_sizes():
     assert grid(torch.zeros(5,3,8,8), cols=2, side=10, pad=1).size==(23, 34)

@@ -62,12 +62,37 @@ def bad_files(p, tiny):
     save_prior(tiny, p/'misfit')
     cfg = json.loads((p/'misfit'/'config.json').read_text()); cfg['arch']['model_channels'] = 64; (p/'misfit'/'config.json').write_text(json.dumps(cfg))
     (p/'nothing').mkdir()
+    for name,cfg in {'list': [], 'bare': {'format': 'gen2res.prior.1'}, 'future': {'format': 'gen2res.prior.9'}, 'odd': dict(good(p), schedule={'name': 'sigmoid', 'T': 9}),
+                     'odder': dict(good(p), arch={'image_size': 16, 'wings': 2})}.items():
+        save_prior(tiny, p/name); (p/name/'config.json').write_text(json.dumps(cfg))
+    (p/'latin').mkdir(); save_prior(tiny, p/'latin'); (p/'latin'/'config.json').write_bytes(b'{"name": "caf\xe9"}')
 
-@pytest.mark.parametrize('name', ['hostile.pt', 'pickle.pt', 'empty.pt', 'text.pth', 'list.pt', 'cut.safetensors', 'header.safetensors', 'config', 'misfit', 'nothing', 'missing.pt', 'missing.safetensors'])
+def good(p): return json.loads((p/'misfit'/'config.json').read_text())
+
+@pytest.mark.parametrize('name', ['hostile.pt', 'pickle.pt', 'empty.pt', 'text.pth', 'list.pt', 'cut.safetensors', 'header.safetensors', 'config', 'misfit', 'nothing', 'missing.pt', 'missing.safetensors', 'list', 'bare', 'future', 'odd', 'odder', 'latin'])
 def test_refused_in_one_line(tiny, tmp_path, name):
     bad_files(tmp_path, tiny)
     with pytest.raises(PriorError) as e: load_prior(tmp_path/name, 'cpu')
     assert name.split('.')[0] in str(e.value) and '\n' not in str(e.value) and len(str(e.value)) < 500
+
+def test_flipped_bytes_are_one_line(tiny, tmp_path):
+    import random
+    torch.save(tiny.model.state_dict(), tmp_path/'good.pt', _use_new_zipfile_serialization=False)
+    data,rand = (tmp_path/'good.pt').read_bytes(),random.Random(0)
+    for _ in range(60):
+        broken = bytearray(data)
+        for _ in range(3): broken[rand.randrange(4000)] = rand.randrange(256)
+        (tmp_path/'broken.pt').write_bytes(broken)
+        try: load_prior(tmp_path/'broken.pt', 'cpu', family=tiny.model.config)
+        except PriorError as e: assert '\n' not in str(e)
+
+def test_from_the_hub_cache(tiny, tmp_path, monkeypatch):
+    "A repository that huggingface_hub has cached loads offline, through huggingface_hub."
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path))
+    repo = tmp_path/'models--someone--faces'; (repo/'refs').mkdir(parents=True); (repo/'refs'/'main').write_text('abc123')
+    save_prior(tiny, repo/'snapshots'/'abc123')
+    assert same(load_prior('someone/faces', 'cpu'), tiny)
 
 @pytest.mark.parametrize('name', ['gen2res-ffhq-256', 'difface-ffhq-512', 'no-such', 'user/no-such-repo'])
 def test_offline_is_one_line_and_quick(name, tmp_path, monkeypatch):
@@ -88,13 +113,16 @@ def test_download_is_cached_and_leaves_nothing_half(tiny, tmp_path, monkeypatch,
     "The real downloader, on a file:// address."
     monkeypatch.setenv('TORCH_HOME', str(tmp_path)); monkeypatch.setenv('HF_HUB_OFFLINE', '0')
     torch.save(tiny.model.state_dict(), tmp_path/'src.pth')
-    entry = PRIORS['difface-ffhq-512']._replace(family=tiny.model.config)
+    entry = PRIORS['difface-ffhq-512']._replace(family=tiny.model.config, size_mb=1)
     monkeypatch.setitem(PRIORS, 'here', entry._replace(url=(tmp_path/'src.pth').as_uri()))
-    assert same(load_prior('here', 'cpu'), tiny) and 'licence' in capsys.readouterr().out
+    assert same(load_prior('here', 'cpu'), tiny) and 'licence' in capsys.readouterr().err
     (tmp_path/'src.pth').unlink(); assert same(load_prior('here', 'cpu'), tiny)                     # now from the cache
     monkeypatch.setitem(PRIORS, 'gone', entry._replace(url=(tmp_path/'gone.pth').as_uri()))
     with pytest.raises(PriorError, match='download failed'): load_prior('gone', 'cpu')
-    assert not cache_path('gone').exists()
+    torch.save(tiny.model.state_dict(), tmp_path/'src.pth')
+    monkeypatch.setitem(PRIORS, 'cut', entry._replace(url=(tmp_path/'src.pth').as_uri(), size_mb=500))
+    with pytest.raises(PriorError, match='only 3 MB came'): load_prior('cut', 'cpu')
+    assert sorted(p.name for p in cache_path('gone').parent.iterdir())==['here.pth']               # nothing half is left
 
 def test_unknown_variance(tiny):
     with pytest.raises(ValueError, match='variance'): Prior(tiny.model, tiny.schedule, 16, 'guessed')

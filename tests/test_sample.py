@@ -45,15 +45,50 @@ class Counting:
     def __init__(self, prior): self.net,self.forwards,self.with_grad,prior.model = prior.model,0,0,self
     def __call__(self, x, t): self.forwards += 1; self.with_grad += x.requires_grad; return self.net(x, t)
 
-def test_costs_are_what_they_should_be(tiny):
-    y,n = photos(),Counting(tiny)
+def test_costs_are_what_they_should_be(tiny, monkeypatch):
+    y,n,backwards,real = photos(),Counting(tiny),[0],torch.autograd.grad
+    def grad(*a, **kw): backwards[0] += 1; return real(*a, **kw)
+    monkeypatch.setattr(torch.autograd, 'grad', grad)
     ts = tiny.schedule.timesteps(60)
     class Twice(Constraint): repeats = 2
     denoise(tiny, y, ts, [Guide(y, .1, every=20), Twice(hi=9)])
-    assert (n.forwards, n.with_grad)==(70, 3)            # ten steps twice; a gradient on indices 59, 39, 19
+    assert (n.forwards, n.with_grad, backwards[0])==(70, 3, 3)            # ten steps twice; a gradient on indices 59, 39, 19
     n.forwards = n.with_grad = 0
     denoise(tiny, y, tiny.schedule.timesteps(60, 20), [Guide(y, .1, every=5)])
-    assert (n.forwards, n.with_grad)==(20, 4)            # every fifth step that is taken
+    assert (n.forwards, n.with_grad, backwards[0])==(20, 4, 7)            # every fifth step that is taken
+
+def test_guided_alone_equals_in_company(tiny):
+    y = photos(); run = lambda y,s: restore(y, tiny, K=20, seeds=s, constraints=[Guide(y, .5, every=3)])
+    together = run(y, [5,6,7])
+    for i in range(3): assert (run(y[i:i+1], [5+i])-together[i:i+1]).abs().max() < 1e-5
+
+def test_two_guides_at_once(tiny):
+    y = photos()
+    a = restore(y, tiny, K=12, constraints=[Guide(y, .5), Guide(y, .5)])
+    assert (a-restore(y, tiny, K=12, constraints=[Guide(y, 1.)])).abs().max() < 1e-4      # two halves are a whole
+
+def test_nothing_keeps_the_graph(tiny):
+    seen = []
+    denoise(tiny, photos(1), [9,5,2], [Guide(photos(1), .1)], callback=seen.append)
+    assert not any(getattr(st, k).requires_grad for st in seen for k in ('x', 'x0', 'eps', 'v', 'mean', 'var', 'x_next'))
+
+@pytest.mark.parametrize('t', [999, 500, 0])
+def test_a_single_step_from_anywhere(tiny, t): assert denoise(tiny, photos(1), [t]).isfinite().all()
+
+def test_indices_of_any_kind(tiny):
+    want = denoise(tiny, photos(1), [9,5,2])
+    assert torch.equal(denoise(tiny, photos(1), torch.tensor([9,5,2])), want) and torch.equal(denoise(tiny, photos(1), torch.tensor([9,5,2]).numpy()), want)
+
+def test_wrong_arguments_of_the_loop(tiny):
+    with pytest.raises(ValueError, match='final'): denoise(tiny, photos(1), [3], final='xo')
+    with pytest.raises(ValueError, match='noise index'): denoise(tiny, photos(1), [1000])
+    with pytest.raises(ValueError, match='one seed'): restore(photos(2), tiny, K=3, seeds=[1])
+
+def test_a_walk_starts_at_K(tiny):
+    one = []; restore(photos(1), tiny, K=30, steps=1, callback=one.append)
+    assert [st.t for st in one]==[29]
+    with pytest.raises(ValueError, match='below K-1'): restore(photos(1), tiny, K=200, steps='ddim5')
+    assert restore(photos(1), tiny, K=30, steps='2,3,4').isfinite().all()
 
 def test_windows_of_guide():
     hits = lambda **kw: [t for t in range(1000) if Guide(torch.zeros(1,3,2,2), **kw).active(t, t)]
@@ -97,6 +132,11 @@ def test_noise_of_your_own(tiny):
     zero = denoise(tiny, photos(1), [9,5,2], rng=torch.zeros_like)
     assert torch.equal(zero, denoise(tiny, photos(1), [9,5,2], rng=lambda x: x*0))
 
+def test_prior_on_another_schedule(tiny):
+    tiny.schedule = Schedule.cosine(200); y = photos(1)
+    assert restore(y, tiny, K=150, steps=9, constraints=[Guide(y, .1, every=2, last=20, T=200)]).isfinite().all()
+    assert 0 < paper_K(tiny) < 200
+
 # -- schedule --------------------------------------------------------------------------------------------------
 def test_kl_falls_and_entropy_rises():
     s,x,y = Schedule.cosine(),torch.zeros(1,3,4,4),torch.ones(1,3,4,4)
@@ -120,6 +160,15 @@ def test_equivalent_K():
     assert equivalent_K(0, 256, 64)==0 and equivalent_K(200, 256, 256)==200
     assert abs(equivalent_K(200, 256, 64)-52)<=1 and abs(equivalent_K(600, 512, 64)-210)<=2 and abs(equivalent_K(360, 512, 64)-60)<=2
     assert all(abs(equivalent_K(equivalent_K(k, 256, 128), 128, 256)-k)<=2 for k in (100, 200, 600))
+    for s in (Schedule.cosine(), Schedule.linear(200)):                                  # the same noise on any schedule
+        assert abs(math.log(s.snr(equivalent_K(200, 256, 256, s)-1)/Schedule.linear().snr(199))) < .1
+
+def test_out_of_range_is_refused():
+    s,x = Schedule.linear(),torch.zeros(1,3,2,2)
+    for t in (1000, -2):
+        with pytest.raises(ValueError, match='noise index'): s.diffuse(x, t, x)
+    assert torch.equal(s.diffuse(x+1, -1, x+5), x+1) and torch.equal(s.diffuse(x+1, torch.tensor([-1]), x+5), x+1)
+    with pytest.raises(ValueError, match='betas'): Schedule.linear(10)
 
 def test_suggest_K_does_what_it_says():
     s,x = Schedule.linear(),torch.zeros(2,3,64,64); y = torch.stack([x[0]+.1, x[1]+.3])

@@ -28,6 +28,39 @@ def test_it_saves_by_the_clock(pictures, tmp_path):
     t.run(progress=False)
     assert saves==[1, 2, 3, 3]
 
+@pytest.mark.parametrize('iters', [3, 500])
+def test_a_nan_never_reaches_the_disk(pictures, tmp_path, iters):
+    t = Trainer(pictures, tmp_path, ARCH, batch=2, iters=iters, save_seconds=0., log_every=100, device='cpu')
+    t.step(); t.save()
+    with torch.no_grad(): t.model.out[2].weight.fill_(float('nan'))
+    with pytest.raises(ValueError, match='no longer a number'): t.run(progress=False)
+    again = Trainer(pictures, tmp_path, ARCH, batch=2, iters=iters, device='cpu')
+    assert again.it==1 and all(p.isfinite().all() for p in [*again.model.parameters(), *again.avg.parameters()]) and not (tmp_path/'prior').exists()
+
+@pytest.mark.parametrize('change', [dict(arch=ARCH | dict(patch=1)), dict(batch=3), dict(seed=1)])
+def test_another_run_is_not_resumed(pictures, tmp_path, change):
+    kw = dict(arch=ARCH, batch=2, iters=3, device='cpu')
+    Trainer(pictures, tmp_path, **kw).save()
+    with pytest.raises(ValueError, match=f'another {list(change)[0]}'): Trainer(pictures, tmp_path, **(kw | change))
+
+def test_a_broken_state_is_named(pictures, tmp_path):
+    (tmp_path/'state.pt').write_text('junk')
+    with pytest.raises(ValueError, match='state.pt: not a training state'): Trainer(pictures, tmp_path, ARCH, device='cpu')
+
+def test_the_best_is_kept(pictures, tmp_path):
+    t = Trainer(pictures, tmp_path, ARCH, val=pictures[:2], batch=2, iters=4, log_every=1, val_every=1, ema=0., device='cpu')
+    scores = iter([.5, .2, .9, .3]); t.errors = lambda: {20: next(scores)}
+    t.run(progress=False)
+    assert load_prior(tmp_path/'best', 'cpu').card['iterations']==2 and load_prior(tmp_path/'prior', 'cpu').card['iterations']==4
+
+def test_resuming_trims_the_log(pictures, tmp_path):
+    kw = dict(arch=ARCH, batch=2, iters=5, log_every=1, device='cpu')
+    t = Trainer(pictures, tmp_path, **kw)
+    for _ in range(2): t.log([t.step()])
+    t.save(); t.log([t.step()])
+    Trainer(pictures, tmp_path, **kw).run(progress=False)
+    assert [json.loads(l)['it'] for l in open(tmp_path/'log.jsonl')]==[1, 2, 3, 4, 5]
+
 def test_log_is_json_lines_with_validation(pictures, tmp_path):
     Trainer(pictures, tmp_path, ARCH, val=pictures[:3], batch=2, iters=4, log_every=2, val_every=4, sample_every=4, device='cpu').run(progress=False)
     rows = [json.loads(l) for l in open(tmp_path/'log.jsonl')]
@@ -49,6 +82,9 @@ def test_pictures_from_anything(tmp_path):
     for i in range(3): save_image(astronaut(40), tmp_path/f'{i}.png')
     assert load_pictures(tmp_path, 16).shape==(3,3,16,16)
     np.savez(tmp_path/'grey.npz', images=np.zeros((5,16,16), np.uint8)); assert load_pictures(tmp_path/'grey.npz', 16).shape==(5,3,16,16)
+    (tmp_path/'junk.npz').write_text('x'); np.savez(tmp_path/'other.npz', a=1); np.savez(tmp_path/'none.npz', images=np.zeros((0,16,16), np.uint8))
+    for n in ('junk', 'other', 'none'):
+        with pytest.raises(ImageError, match=f'{n}.npz'): load_pictures(tmp_path/f'{n}.npz', 16)
     with pytest.raises(ImageError, match='expected'): load_pictures(tmp_path/'grey.npz', 32)
 
 def test_small_arch_sizes():

@@ -1,0 +1,29 @@
+"Squares from photos."
+import pytest, torch
+from skimage import data
+from gen2res.faces import Face, crop, detect, face_square
+from gen2res.images import astronaut, resize, to_tensor
+
+def photo(): return to_tensor(data.astronaut()/255)
+
+def test_finds_her_largest_first():
+    faces = detect(photo())
+    assert abs(faces[0].x+faces[0].side/2-225) < 12 and abs(faces[0].y+.46*faces[0].side-102) < 12
+    assert [f.side for f in faces]==sorted((f.side for f in faces), reverse=True)
+
+@pytest.mark.parametrize('x,y', [(-5,10), (40,10), (10,-5), (10,40), (-8,-8), (-30,5)])
+def test_crop_over_every_edge(x, y):
+    image = torch.arange(50.).expand(1,3,50,50); c = crop(image, Face(x, y, 20))
+    assert c.shape==(1,3,20,20)
+    for i in range(20): assert c[0,0,0,i]==min(max(x+i, 0), 49)
+
+@pytest.mark.parametrize('shape', [(1,3,1,1), (1,3,20,20), (1,3,3,900), (1,3,900,3)])
+def test_no_face_no_crash(shape): assert face_square(torch.zeros(shape), 64)[0].shape==(1,3,64,64)
+
+def test_how():
+    assert face_square(photo(), 64)[1]=='face' and face_square(astronaut(256), 64)[1]=='aligned' and face_square(torch.zeros(1,3,90,60), 64)[1]=='centre'
+    assert face_square(resize(astronaut(20), 64), 64)[1]=='aligned'       # too blurred to be found, but a square already
+
+def test_turned_to_grey_and_back_it_is_still_there():
+    grey = photo().mean(1, keepdim=True).expand(-1,3,-1,-1)
+    assert abs(detect(grey)[0].side-detect(photo())[0].side) < 30
