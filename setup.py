@@ -8,7 +8,7 @@ ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 
-LICENSES = {'apache2': ('Apache-2.0', 'License :: OSI Approved :: Apache Software License')}
+LICENSES = {'apache2': 'Apache-2.0'}
 STATUSES = ['', '', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 PYTHONS = '3.10 3.11 3.12 3.13 3.14'.split()
 
@@ -22,9 +22,9 @@ setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
-    license=LICENSES[cfg['license']][0], python_requires=f">={cfg['min_python']}",
+    license=LICENSES[cfg['license']], python_requires=f">={cfg['min_python']}",
     classifiers=[f"Development Status :: {STATUSES[int(cfg['status'])]}", f"Intended Audience :: {cfg['audience']}",
-                 LICENSES[cfg['license']][1], f"Natural Language :: {cfg['language']}",
+                 f"Natural Language :: {cfg['language']}",
                  *(f'Programming Language :: Python :: {v}' for v in PYTHONS if tuple(map(int, v.split('.'))) >= tuple(map(int, cfg['min_python'].split('.'))))],
     packages=find_packages(include=['gen2res', 'gen2res.*']) + ['gen2res.data'],
     package_dir={'gen2res.data': 'data'}, include_package_data=False, package_data={'gen2res.data': [f'{d}/*' for d in SHIPPED]},

@@ -52,12 +52,12 @@ def damaged_astronaut(side:int=64, seed:int=0):
     f = io.BytesIO(); to_pil(small).save(f, 'JPEG', quality=60); f.seek(0)
     return resize(to_tensor(to_unit_rgb(Image.open(f))), side), truth
 
-# %% ../nbs/10_restore.ipynb #67c1b428
-def record(prior, K, steps, seed, source, how='aligned') -> dict: # source: the photo's name; how: see face_square
+# %% ../nbs/10_restore.ipynb #9e107c4d
+def record(prior, K=None, steps=None, seed=0, source='', how='aligned') -> dict: # source: the photo's name; how: see face_square
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG."
     return {'Software': f'gen2res {gen2res.__version__}',
             'Comment': 'Restored by a generative model: detail may be invented and need not be true.',
-            'gen2res': json.dumps(dict(recipe='plain', prior=prior.name, weights=prior.fingerprint(), K=K, steps=steps, seed=seed, source=source, crop=how))}
+            'gen2res': json.dumps(dict(recipe='plain', prior=prior.name, weights=prior.fingerprint(), K=paper_K(prior) if K is None else K, steps=steps, seed=seed, source=source, crop=how))}
 
 SMALLEST = 16 # pixels; below this a photo holds no face to restore
 
