@@ -43,13 +43,13 @@ def restore(y, # B x 3 x H x W in [-1, 1]: photos at the prior's side
     x = prior.schedule.diffuse(y, ts[0], rng.randn_like(y))
     return denoise(prior, x, ts, constraints, step, rng, **kw).clamp(-1, 1)
 
-# %% ../nbs/10_restore.ipynb #645a5b8e
+# %% ../nbs/10_restore.ipynb #d9a8a4fc
 def damaged_astronaut(side:int=64, seed:int=0):
-    "(photo, truth): the astronaut's face at `side`, shrunk 3x, noise of 8/255, JPEG quality 60, enlarged; 1 x 3 x side x side each."
+    "(photo, truth): the astronaut's face at `side`, shrunk 2.5x, noise of 8/255, JPEG quality 75, enlarged; 1 x 3 x side x side each."
     truth = astronaut(side)
-    small = resize(truth, max(8, side//3))
+    small = resize(truth, max(8, round(side/2.5)))
     small = (small + 2*8/255*seeded(seed).randn_like(small)).clamp(-1, 1)
-    f = io.BytesIO(); to_pil(small).save(f, 'JPEG', quality=60); f.seek(0)
+    f = io.BytesIO(); to_pil(small).save(f, 'JPEG', quality=75); f.seek(0)
     return resize(to_tensor(to_unit_rgb(Image.open(f))), side), truth
 
 # %% ../nbs/10_restore.ipynb #9e107c4d

@@ -6,14 +6,14 @@
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
            'small_arch', 'Trainer']
 
-# %% ../nbs/17_train.ipynb #c6a3039b
+# %% ../nbs/17_train.ipynb #46e2957a
 import copy, json, math, time
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
 from .prior import Prior, best_device, save_prior
-from .sample import ddim, generate
+from .sample import generate
 from .schedule import Schedule
 from .unet import UNet
 
@@ -91,7 +91,7 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #eefba2f5
+# %% ../nbs/17_train.ipynb #7a66e411
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
 class Trainer:
@@ -228,9 +228,9 @@ class Trainer:
             save_prior(self.prior(iterations=self.it, validation=val), self.out/'best')
         return val
 
-    def sheet(self, n:int=16, steps:int=50):
+    def sheet(self, n:int=16, steps:int=100):
         "A sheet of samples, the same seeds every time."
-        save_image(grid(generate(self.prior(), n, steps, ddim), cols=8), self.out/f'samples_{self.it:06}.png')
+        save_image(grid(generate(self.prior(), n, steps), cols=8), self.out/f'samples_{self.it:06}.png')
 
     # -- the run -------------------------------------------------------------
     def run(self, progress:bool=True) -> Prior:
