@@ -38,7 +38,7 @@ def restore(y, # B x 3 x H x W in [-1, 1]: photos at the prior's side
     ts = prior.schedule.timesteps(K, steps)
     y = y.to(prior.device)
     if not ts: return y
-    if steps is not None and ts[0]!=prior.schedule.timesteps(K)[0]: raise ValueError(f'steps = {steps!r} would start at index {ts[0]}, below K-1 = {K-1}; use a plain number of steps')
+    if ts[0]!=K-1: raise ValueError(f'steps = {steps!r} would start at index {ts[0]}, below K-1 = {K-1}; use a plain number of steps')
     rng = seeded(seeds, len(y))
     x = prior.schedule.diffuse(y, ts[0], rng.randn_like(y))
     return denoise(prior, x, ts, constraints, step, rng, **kw).clamp(-1, 1)
