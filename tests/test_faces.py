@@ -6,10 +6,20 @@ from gen2res.images import astronaut, resize, to_tensor
 
 def photo(): return to_tensor(data.astronaut()/255)
 
-def test_finds_her_largest_first():
+def test_finds_her_best_first():
     faces = detect(photo())
     assert abs(faces[0].x+faces[0].side/2-225) < 12 and abs(faces[0].y+.46*faces[0].side-102) < 12
-    assert [f.side for f in faces]==sorted((f.side for f in faces), reverse=True)
+    assert faces==detect(photo(), support=2)[:len(faces)] and all(f.support>=8 for f in faces)
+    support = [f.support for f in detect(photo(), support=1)]
+    assert len(support)>len(faces) and support==sorted(support, reverse=True)
+
+def test_the_mirror_image_has_the_mirrored_face():
+    f,g = detect(photo())[0],detect(photo().flip(-1))[0]
+    assert abs((512-f.x-f.side)-g.x) < 2 and abs(f.y-g.y) < 2 and abs(f.side-g.side) < 2 and abs(f.support-g.support) < 3
+
+def test_noise_and_cloth_are_no_faces():
+    assert not detect(torch.rand(1,3,200,200, generator=torch.Generator().manual_seed(0))*2-1)
+    assert not detect(to_tensor(data.brick()[...,None].repeat(3, -1)/255))
 
 @pytest.mark.parametrize('x,y', [(-5,10), (40,10), (10,-5), (10,40), (-8,-8), (-30,5)])
 def test_crop_over_every_edge(x, y):
