@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_unit_rgb', 'load_image',
-           'save_image', 'atomic', 'resize', 'square', 'list_images', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded']
+           'save_image', 'atomic', 'resize', 'square', 'list_images', 'each_file', 'grid', 'show', 'astronaut',
+           'ImageRNG', 'seeded']
 
-# %% ../nbs/00_images.ipynb #2c4a1a88
+# %% ../nbs/00_images.ipynb #adefa441
 import io, math, os, tempfile, warnings
 from numbers import Integral
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
+from tqdm.auto import tqdm
 
 # %% ../nbs/00_images.ipynb #a4ce0df2
 def to_tensor(a:np.ndarray, # H x W x 3, values in [0, 1]
@@ -131,7 +133,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_images.ipynb #d04752ad
+# %% ../nbs/00_images.ipynb #67a6b6d7
 def resize(x, # B x C x H x W
            size, # side in pixels, or (height, width)
           ): # B x C x size, clipped to [-1, 1]
@@ -151,6 +153,16 @@ def list_images(paths, # files and folders; a folder stands for the pictures in 
     "Expand folders. A file named by hand is kept whatever its suffix: reading it will say what is wrong."
     inside = lambda d: sorted(p for p in d.iterdir() if p.suffix.lower() in {*SUFFIXES, '.heic', '.heif'} and p.is_file() and not p.name.startswith('.'))
     return list(dict.fromkeys(q for p in map(Path, paths) for q in (inside(p) if p.is_dir() else [p])))
+
+def each_file(paths, do, # do(path) for each picture
+              progress:bool=False, report=print) -> list: # files that failed
+    "Work through files and folders; a broken file costs one line, not the batch. Raises ImageError if there are no pictures."
+    failed,files = [],list_images(paths)
+    if not files: raise ImageError(f'{", ".join(map(str, paths))}: no pictures here')
+    for path in tqdm(files, disable=not progress, unit='photo'):
+        try: do(path)
+        except (ImageError, OSError) as e: failed.append(path); report(f'failed: {e}')
+    return failed
 
 # %% ../nbs/00_images.ipynb #e9fbd5d0
 def _tiles(images):

@@ -6,15 +6,15 @@
 __all__ = ['PAPER_K', 'PAPER_SIDE', 'SMALLEST', 'HOW', 'paper_K', 'restore', 'damaged_astronaut', 'record', 'read_face',
            'before_after', 'result_paths', 'restore_square', 'restore_example', 'restore_files']
 
-# %% ../nbs/10_restore.ipynb #c70397dc
-import io, json
+# %% ../nbs/10_restore.ipynb #14780b87
+import json
 from pathlib import Path
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 import gen2res
+from .degrade import degrade
 from .faces import face_square
-from .images import ImageError, astronaut, grid, list_images, load_image, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
+from .images import ImageError, astronaut, each_file, grid, load_image, resize, save_image, seeded
 from .sample import ddpm, denoise
 from .schedule import equivalent_K
 
@@ -43,14 +43,11 @@ def restore(y, # B x 3 x H x W in [-1, 1]: photos at the prior's side
     x = prior.schedule.diffuse(y, ts[0], rng.randn_like(y))
     return denoise(prior, x, ts, constraints, step, rng, **kw).clamp(-1, 1)
 
-# %% ../nbs/10_restore.ipynb #d9a8a4fc
+# %% ../nbs/10_restore.ipynb #b8b7509c
 def damaged_astronaut(side:int=64, seed:int=0):
     "(photo, truth): the astronaut's face at `side`, shrunk 2.5x, noise of 8/255, JPEG quality 75, enlarged; 1 x 3 x side x side each."
     truth = astronaut(side)
-    small = resize(truth, max(8, round(side/2.5)))
-    small = (small + 2*8/255*seeded(seed).randn_like(small)).clamp(-1, 1)
-    f = io.BytesIO(); to_pil(small).save(f, 'JPEG', quality=75); f.seek(0)
-    return resize(to_tensor(to_unit_rgb(Image.open(f))), side), truth
+    return degrade(truth, 'classic', seeds=seed, sigma=0, r=2.5, delta=8, q=75), truth
 
 # %% ../nbs/10_restore.ipynb #9e107c4d
 def record(prior, K=None, steps=None, seed=0, source='', how='aligned') -> dict: # source: the photo's name; how: see face_square
@@ -71,7 +68,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8)
 
-# %% ../nbs/10_restore.ipynb #22d3e908
+# %% ../nbs/10_restore.ipynb #09d29360
 def result_paths(name:str, out) -> tuple:
     "(restored, sheet) paths for a photo's name."
     return Path(out)/f'{name}_restored.png', Path(out)/f'{name}_sheet.png'
@@ -109,13 +106,10 @@ def restore_files(paths, # files and folders
                   **kw # K, steps, seed; the same seed for every photo, so that order and company do not matter
                  ) -> list: # files that failed
     "Restore photos one by one; a broken file costs one line, not the batch."
-    failed,taken,files = [],set(),list_images(paths)
-    if not files: raise ImageError(f'{", ".join(map(str, paths))}: no pictures here')
-    for path in tqdm(files, disable=not progress, unit='photo'):
-        try:
-            _check_free(path.stem, out, force, taken)
-            y,how = read_face(path, prior.side)
-            taken.add(path.stem)
-            report(*restore_square(y, prior, path.stem, out, force=force, how=how, **kw), sep='\n')
-        except (ImageError, OSError) as e: failed.append(path); report(f'failed: {e}')
-    return failed
+    taken = set()
+    def one(path):
+        _check_free(path.stem, out, force, taken)
+        y,how = read_face(path, prior.side)
+        taken.add(path.stem)
+        report(*restore_square(y, prior, path.stem, out, force=force, how=how, **kw), sep='\n')
+    return each_file(paths, one, progress, report)

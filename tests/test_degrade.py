@@ -1,0 +1,111 @@
+"Degradations: what the paper states, what a seed promises, what a folder may hold."
+import io, json, math
+import numpy as np, pytest, torch
+from PIL import Image
+from gen2res.degrade import (CLASSIC, ISO, RECIPES, bayer, camera, classic, colour_matrix, degrade, degrade_files, degrade_one, demosaic, draw_camera, draw_classic,
+                             file_seed, from_linear, jpeg, kernel, path, recipe_of, sensor_noise, small, to_linear)
+from gen2res.images import ImageError, astronaut, load_image, save_image, to_array, to_pil
+
+NAMES = [f'{k}:{p}' for k,r in RECIPES.items() for p in r.presets if isinstance(r.presets, tuple)] + [*RECIPES, 'jpeg:10', 'small:25']
+gen = lambda s=0: torch.Generator().manual_seed(s)
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_recipe(name):
+    x = astronaut(80).expand(3,-1,-1,-1)
+    y = degrade(x, name, seeds=[1,2,1])
+    assert y.shape==x.shape and y.abs().max()<=1 and y.isfinite().all()
+    assert torch.equal(y[0], y[2]) and not torch.equal(y[0], y[1]) or name in ('jpeg:10', 'small:25')
+    assert torch.equal(degrade(x[:1], name, seeds=[2])[0], y[1])                         # alone or in company
+    assert (y-x).abs().mean() > 1e-3
+
+@pytest.mark.parametrize('shape', [(33,70), (8,8), (200,9)])
+@pytest.mark.parametrize('name', list(RECIPES))
+def test_any_shape(name, shape): assert degrade(torch.rand(1,3,*shape)*2-1, name).shape==(1,3,*shape)
+
+@pytest.mark.parametrize('preset', CLASSIC)
+@pytest.mark.parametrize('side', [64, 512])
+def test_classic_ranges(preset, side):
+    "The paper's ranges, filled from end to end, lengths scaled with the side."
+    draws = [draw_classic(gen(s), side, preset) for s in range(400)]
+    for (lo,hi),k,scale in zip(CLASSIC[preset], ('sigma', 'r', 'delta', 'q'), (side/512, side/512, 1, 1)):
+        v = [d[k] for d in draws]
+        assert max(v)<=hi*scale+1e-9 and min(v)>=min(lo*scale, .8)-1e-9
+        assert max(v)>(lo+.97*(hi-lo))*scale and min(v)<max((lo+.03*(hi-lo))*scale, .81)
+
+def test_nothing_drawn_is_nothing_done():
+    x = astronaut(64)
+    assert (classic(x, gen(), sigma=0, r=1, delta=0, q=100)-x).abs().mean() < 2/127.5      # but for JPEG at its best, which still halves the colours
+
+def test_jpeg_is_pillows():
+    x,f = astronaut(64),io.BytesIO()
+    to_pil(x).save(f, 'JPEG', quality=30)
+    assert (to_array(jpeg(x, 30))==np.asarray(Image.open(f))).all()
+
+def test_curves_and_colours_invert():
+    u = torch.linspace(0, 1, 1001)
+    assert (from_linear(to_linear(u))-u).abs().max() < 1e-4 and (to_linear(u).diff()>=0).all()
+    m = colour_matrix([1., 2., 3., 4.])
+    assert torch.allclose(m.sum(1), torch.ones(3), atol=1e-6) and abs(torch.linalg.det(m)) > .1
+
+@pytest.mark.parametrize('seed', range(5))
+def test_camera_round_trip_without_noise(seed):
+    x = astronaut(128)
+    y = camera(x, gen(), **{**draw_camera(gen(seed), 128), 'scale': 1., 'iso': 0})
+    assert -10*math.log10(((y-x)/2).pow(2).mean()) > 33                                    # dB
+
+def test_grey_survives_the_mosaic():
+    raw = torch.full((1,1,16,20), .3)
+    assert torch.allclose(demosaic(raw, bayer(raw)), torch.full((1,3,16,20), .3), atol=1e-6)
+    assert bayer(raw).sum(1).eq(1).all() and bayer(raw)[:,1].mean()==.5                     # half of the cells are green
+
+def test_noise_rises_with_iso_and_light():
+    assert [sensor_noise(v) for v in ISO.values()]==sorted(sensor_noise(v) for v in ISO.values())
+    x,d = torch.zeros(1,3,64,64),draw_camera(gen(), 64)
+    loud = [camera(x, gen(), **{**d, 'scale': 1., 'iso': v}).std() for v in (0, *ISO.values())]
+    assert loud==sorted(loud) and loud[0] < 1e-3
+    from gen2res.degrade import expose
+    for light in (.1, .5):                                                                   # the stated variance
+        n = expose(torch.full((1,1,200,200), light), 1600, gen())-light
+        shot,read = sensor_noise(1600)
+        assert abs(n.var()/(shot*light+read)-1) < .02
+
+@pytest.mark.parametrize('straight', [True, False])
+def test_kernel_sums_to_one_and_is_as_long_as_said(straight):
+    p = path(gen(3), 20., straight); k = kernel(p)
+    assert abs(k.sum()-1) < 1e-5 and k.shape[-1]%2==1
+    steps = p.diff(dim=0).norm(dim=1).sum()
+    assert abs(steps-20) < 1 and (not straight or (p[-1]-p[0]).norm() > 19)
+
+def test_small_is_that_small():
+    assert torch.equal(small(astronaut(64), gen(), 25), degrade(astronaut(64), 'small:25'))
+    assert all(25<=RECIPES['small'].draw(gen(s), 128)['pixels']<=64 for s in range(50))
+
+@pytest.mark.parametrize('name', ['camera:severe', 'motion', 'small:25', 'old', 'lowlight'])
+def test_gradients_pass(name):
+    x = astronaut(32).requires_grad_()
+    degrade(x, name).sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+
+@pytest.mark.parametrize('name', ['', 'nope', 'camera:worst', 'jpeg:-3', 'jpeg:x', 'scratches:2'])
+def test_unknown_recipes(name):
+    with pytest.raises(ValueError, match='there are: classic'): recipe_of(name)
+
+def test_unknown_number():
+    with pytest.raises(ValueError, match='has no sharpness; it has: sigma, r'): degrade(astronaut(32), 'classic', sharpness=3)
+
+def test_folder(tmp_path):
+    for n in 'ab': save_image(astronaut(40), tmp_path/f'in/{n}.png')
+    (tmp_path/'in/bad.png').write_bytes(b'')
+    said = []
+    assert degrade_files([tmp_path/'in'], 'camera:mild', tmp_path/'out', seed=3, report=said.append)==[tmp_path/'in/bad.png']
+    files = json.loads((tmp_path/'out/manifest.json').read_text())['files']
+    assert set(files)=={'a','b'} and files['a']['seed']==file_seed(3, 'a')!=files['b']['seed'] and files['a']['iso']==800
+    assert any('bad.png: is empty' in str(s) for s in said)
+    numbers = {k:v for k,v in files['b'].items() if k not in ('source', 'seed')}
+    y,_ = degrade_one(load_image(tmp_path/'in/b.png'), 'camera:mild', gen(files['b']['seed']), **numbers)     # the manifest is enough
+    assert (to_array(y)==to_array(load_image(tmp_path/'out/b.png'))).all()
+    degrade_files([tmp_path/'in/b.png'], 'camera:mild', tmp_path/'alone', seed=3, report=said.append)
+    assert (tmp_path/'alone/b.png').read_bytes()==(tmp_path/'out/b.png').read_bytes()
+    with pytest.raises(ImageError, match='manifest.json: exists already'): degrade_files([tmp_path/'in'], 'jpeg', tmp_path/'out')
+    (tmp_path/'nothing').mkdir()
+    with pytest.raises(ImageError, match='no pictures here'): degrade_files([tmp_path/'nothing'], 'jpeg', tmp_path/'x')
