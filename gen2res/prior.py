@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Pred', 'FORMAT', 'Entry', 'PRIORS', 'Prior', 'GaussianPrior', 'PriorError', 'prior_config', 'build_prior',
-           'save_prior', 'read_state', 'guess_family', 'foreign_config', 'shipped', 'cache_path', 'where_is',
+           'save_prior', 'read_state', 'guess_family', 'foreign_config', 'shipped', 'cache_path', 'where_is', 'fetch',
            'best_device', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #4b72f3a6
@@ -200,24 +200,28 @@ def where_is(name:str) -> Path|None:
     "Local path of a named prior, if it is here already."
     return shipped(name) or (cache_path(name) if cache_path(name).exists() else None)
 
-# %% ../nbs/03_prior.ipynb #d0f8e371
+# %% ../nbs/03_prior.ipynb #21f83280
 def _online(): return os.environ.get('HF_HUB_OFFLINE', '0').upper() not in ('1', 'TRUE', 'YES', 'ON')
+
+def fetch(url, to, mb, sha256=None) -> Path: # size in MB, as published
+    "Download a file whole or not at all. Raises OSError with one line that says what to do instead."
+    if not _online(): raise OSError(f'not here and HF_HUB_OFFLINE is set; put {url} ({mb} MB) at {to}')
+    to.parent.mkdir(parents=True, exist_ok=True)
+    part = to.with_suffix('.part')
+    try:
+        torch.hub.download_url_to_file(url, part, sha256)
+        if part.stat().st_size < .98e6*mb-1e6: raise OSError(f'only {part.stat().st_size/1e6:.0f} MB came')
+        return part.replace(to)
+    except (OSError, RuntimeError, HTTPException) as err: raise OSError(f'download failed ({str(err)[:80]}); try again, or put {url} ({mb} MB) at {to}') from None
+    finally: part.unlink(missing_ok=True)
 
 def _fetch(name):
     "Download a named prior to the cache, or say how to get it."
     e,to = PRIORS[name],cache_path(name)
     if not e.url: raise PriorError(f'{name}: cannot be fetched by a program; get it from {e.page} and put it at {to}' if e.page else f'{name}: is not part of this installation')
-    if not _online(): raise PriorError(f'{name}: not here and HF_HUB_OFFLINE is set; put {e.url} ({e.size_mb} MB) at {to}')
-    print(f'Fetching {name} ({e.size_mb} MB, licence: {e.licence}) from {e.url}', file=sys.stderr)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_suffix('.part')
-    try:
-        torch.hub.download_url_to_file(e.url, part, e.sha256)
-        if part.stat().st_size < .98e6*e.size_mb: raise OSError(f'only {part.stat().st_size/1e6:.0f} MB came')
-        part.replace(to)
-    except (OSError, RuntimeError, HTTPException) as err: raise PriorError(f'{name}: download failed ({str(err)[:80]}); try again, or put {e.url} ({e.size_mb} MB) at {to}') from None
-    finally: part.unlink(missing_ok=True)
-    return to
+    if _online(): print(f'Fetching {name} ({e.size_mb} MB, licence: {e.licence}) from {e.url}', file=sys.stderr)
+    try: return fetch(e.url, to, e.size_mb, e.sha256)
+    except OSError as err: raise PriorError(f'{name}: {err}') from None
 
 def _from_hub(repo):
     "config.json and model.safetensors of a hub repository, cached by huggingface_hub."

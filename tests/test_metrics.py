@@ -1,0 +1,175 @@
+"Metrics: known values, sane orders, the real loading code on small made-up weights, and one line for everything that can go wrong."
+import math, time
+import numpy as np, pytest, torch
+from gen2res import metrics as M
+from gen2res.degrade import degrade
+from gen2res.images import astronaut, save_image
+from gen2res.metrics import METRICS, MetricError, compare, frechet, interval, metric, place, statistics
+
+OFFLINE = [n for n,e in METRICS.items() if e.weights is None]
+x = astronaut(64)
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "An empty weight cache."
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path/'hub'))
+    for m in ('HF_HUB_OFFLINE',): monkeypatch.setenv(m, '1')
+    M.metric.cache_clear(); yield tmp_path/'hub'; M.metric.cache_clear()
+
+def test_psnr_and_ssim_by_hand():
+    y = (x+.1).clamp(-1, 1)
+    mse = ((x-y)/2).pow(2).mean().item()
+    assert abs(metric('psnr')(x, y).item() + 10*math.log10(mse)) < 1e-3
+    assert abs(metric('ssim')(x, x).item()-1) < 1e-6
+    from skimage.metrics import structural_similarity
+    u,v = [((a[0]+1)/2).permute(1,2,0).numpy() for a in (x, y)]
+    ours,theirs = metric('ssim')(x, y).item(),structural_similarity(u, v, channel_axis=-1, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    assert abs(ours-theirs) < 5e-3                                              # they differ at the borders
+
+@pytest.mark.parametrize('name', [n for n in OFFLINE if METRICS[n].kind=='pair'])
+def test_pairs(name):
+    m,big = metric(name),astronaut(180)
+    bad = [degrade(big, 'small', pixels=p) for p in (120, 60, 30)]
+    v = m(torch.cat([big, *bad]), big.expand(4,-1,-1,-1))
+    assert v.shape==(4,) and v.dtype==torch.float64
+    if name!='colour': assert v.tolist()==sorted(v.tolist(), reverse=m.better=='up')     # worse is worse
+    best = m(big, big).item()
+    assert best==(math.inf if name=='psnr' else pytest.approx(1 if m.better=='up' else 0, abs=1e-5))
+    alone = torch.cat([m(b, big) for b in bad])
+    assert torch.allclose(alone, v[1:], atol=1e-6)                                        # alone as in a batch
+    flat = torch.zeros_like(big)
+    assert not m(flat, big).isnan().any() and not m(flat, flat).isnan().any()              # constant pictures
+    assert m.dataset(torch.cat(bad), big.expand(3,-1,-1,-1))==pytest.approx(alone.mean().item())
+
+def test_colour_sees_a_cast_and_nothing_else():
+    m = metric('colour')
+    assert m((x+torch.tensor([.1,0,-.1]).view(1,3,1,1)).clamp(-1,1), x) > 3 > m(degrade(x, 'small:25'), x)
+
+def test_frechet_is_the_closed_form():
+    a,b = (torch.eye(3).double()*v for v in (4., 1.))
+    m = torch.tensor([1.,2.,2.]).double()
+    assert abs(frechet((m, a), (0*m, b)) - (9 + 3*(2-1)**2)) < 1e-8
+    f = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    assert frechet(statistics(f), statistics(f)) < 1e-8
+
+@pytest.mark.parametrize('call,line', [
+    (lambda: metric('beauty'), "no metric 'beauty'; there are: psnr"),
+    (lambda: metric('psnr')(x), 'psnr: needs the true pictures'),
+    (lambda: metric('psnr')(x, astronaut(32)), 'cannot be compared'),
+    (lambda: metric('psnr')(x[0], x), 'expected pictures B x 3 x H x W'),
+    (lambda: metric('ssim')(x*float('nan'), x), 'ssim: picture 0 holds values that are not numbers'),
+    (lambda: metric('ssim')(x, torch.cat([x, x/0])), 'true picture 1 holds'),
+    (lambda: metric('ms_ssim')(x, x), 'needs pictures of at least 161 pixels'),
+    (lambda: frechet(statistics(torch.rand(9, 3)), statistics(torch.rand(9, 4))), 'cannot be compared'),
+    (lambda: M.read_statistics('/nowhere.npz'), 'not an .npz with arrays mu and sigma')])
+def test_one_line(call, line):
+    with pytest.raises(MetricError, match=line) as e: call()
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('name', [n for n,e in METRICS.items() if e.weights])
+def test_without_weights_it_says_so_at_once(name, hub):
+    t = time.time()
+    with pytest.raises(MetricError) as e: metric(name)
+    said,w = str(e.value),METRICS[name].weights
+    assert time.time()-t < 1 and '\n' not in said
+    assert all(s in said for s in (str(place(w)), f'{w.mb} MB', f'gen2res fetch {name}')) and str(hub) in said
+    with pytest.raises(MetricError, match='HF_HUB_OFFLINE is set'): M.fetch_weights(name)
+    assert not list(hub.glob('**/*.part'))
+
+@pytest.mark.parametrize('name', ['lpips', 'musiq', 'fid'])
+@pytest.mark.parametrize('content', [b'', b'garbage', b'\x80\x04c__builtin__\nprint\n.'])
+def test_corrupt_weights(name, content, hub):
+    path = place(METRICS[name].weights); path.parent.mkdir(parents=True); path.write_bytes(content)
+    with pytest.raises(MetricError, match='damaged or not a plain weight file'): metric(name)
+
+def thin(state):
+    "A state that loads like a real one and takes no space: every tensor one number, repeated."
+    g = torch.Generator().manual_seed(0)
+    return {k: (torch.rand(1, generator=g).to(v.dtype)*.05).expand(v.shape) if v.is_floating_point() and v.ndim else v for k,v in state.items()}
+
+def put(name, state):
+    path = place(METRICS[name].weights); path.parent.mkdir(parents=True, exist_ok=True); torch.save(state, path)
+    assert path.stat().st_size < 1e6
+
+def test_lpips_loads(hub):
+    pytest.importorskip('lpips')
+    from torchvision.models import alexnet
+    put('lpips', thin(alexnet().state_dict()))
+    m = metric('lpips')
+    assert m(x, x).item()==0 and m(degrade(x, 'small:25'), x).isfinite()
+
+@pytest.mark.parametrize('name', ['musiq', 'maniqa'])
+def test_pyiqa_loads(name, hub, monkeypatch):
+    pytest.importorskip('pyiqa')
+    import timm
+    from pyiqa.archs import maniqa_arch, musiq_arch
+    if name=='maniqa':
+        plain = timm.create_model
+        monkeypatch.setattr(timm, 'create_model', lambda n, pretrained=False, **k: plain(n, pretrained=False, **k))
+        net = maniqa_arch.MANIQA(pretrained=False)
+    else: net = musiq_arch.MUSIQ(pretrained=False)
+    size = sum(v.numel()*v.element_size() for v in net.state_dict().values())/1e6
+    assert abs(METRICS[name].weights.mb/size-1) < .1, size                           # the size that the error line states
+    put(name, thin(net.state_dict()))
+    v = metric(name)(astronaut(224))
+    assert v.shape==(1,) and v.isfinite()
+
+def test_niqe_loads(hub):
+    pytest.importorskip('pyiqa')
+    from scipy.io import savemat
+    path = place(METRICS['niqe'].weights); path.parent.mkdir(parents=True)
+    savemat(path, dict(mu_prisparam=np.zeros((1,36)), cov_prisparam=np.eye(36)))
+    assert metric('niqe')(astronaut(224)).item() > 0
+
+def test_fid_loads(hub, monkeypatch, tmp_path):
+    pytest.importorskip('pyiqa')
+    from pyiqa.archs import inception
+    from pyiqa.utils import download_util
+    monkeypatch.setattr(download_util, 'DEFAULT_CACHE_DIR', str(hub/'pyiqa'))
+    with monkeypatch.context() as c:
+        c.setattr(inception, 'load_pretrained_network', lambda *a, **k: None)
+        net = inception.fid_inception_v3()
+    assert abs(METRICS['fid'].weights.mb/(sum(v.numel()*v.element_size() for v in net.state_dict().values())/1e6)-1) < .1
+    put('fid', thin(net.state_dict()))
+    m = metric('fid')
+    A = degrade(x.expand(3,-1,-1,-1), 'classic', seeds=0)
+    f = m.features(A)
+    assert f.shape==(3,2048)
+    np.savez(tmp_path/'stats.npz', mu=f.mean(0).numpy(), sigma=np.cov(f.numpy().T))
+    assert abs(m.dataset(A, tmp_path/'stats.npz')) < 1e-6                              # the same set, through stored statistics
+    with pytest.raises(MetricError, match='use .dataset'): m(x, x)
+    with pytest.raises(MetricError, match='this one holds 1 picture'): m.dataset(A[:1], A)
+
+def test_interval():
+    rng = np.random.default_rng(0)
+    inside = np.mean([lo<0<hi for lo,hi in (interval(rng.normal(size=40), 400) for _ in range(200))])
+    assert .88 < inside < .99                                                           # of 95 %
+    assert interval([1.,1.,1.])==(1.,1.) and np.isnan(interval([2.])[0])
+
+@pytest.fixture
+def folders(tmp_path):
+    for i in range(3):
+        y = degrade(x, 'classic:codeformer', seeds=i)
+        save_image(y, tmp_path/f'gt/{i}.png'); save_image(degrade(y, 'jpeg:10'), tmp_path/f'a/{i}_restored.png'); save_image(y, tmp_path/f'b/{i}.png')
+        save_image(astronaut(99), tmp_path/f'a/{i}_sheet.png')
+    return tmp_path
+
+def test_compare(folders):
+    scores = compare({'a': folders/'a', 'b': folders/'b'}, folders/'gt', ['psnr', 'ssim'])
+    a,b = [s for s in scores if s.metric=='ssim']
+    assert a.value<b.value==pytest.approx(1) and a.n==3 and a.low<=a.value<=a.high
+    rows = M.to_csv(scores).splitlines()
+    assert rows[0]=='method,metric,value,low,high,n' and len(rows)==5
+    assert M.to_markdown(scores).startswith('| method | psnr ↑ | ssim ↑ |\n| --- |') and r'\begin{tabular}{lrr}' in M.to_latex(scores)
+
+@pytest.mark.parametrize('spoil,line', [
+    (lambda d: (d/'a/1_restored.png').unlink(), r'a: 1 of 3 pictures are missing \(1\)'),
+    (lambda d: save_image(astronaut(32), d/'a/1_restored.png'), 'is 32 x 32, the truth 64 x 64'),
+    (lambda d: [p.unlink() for p in (d/'gt').iterdir()], 'no pictures here'),
+    (lambda d: (d/'gt').rename(d/'away'), 'no such folder')])
+def test_compare_complains(spoil, line, folders):
+    spoil(folders)
+    with pytest.raises((MetricError, ValueError), match=line): compare({'a': folders/'a'}, folders/'gt')
+
+def test_compare_needs_a_truth(folders):
+    with pytest.raises(MetricError, match='needs the true pictures'): compare({'a': folders/'a'})
