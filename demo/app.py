@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 from gen2res.images import ImageError, save_image, to_pil
 from gen2res.prior import PriorError, load_prior
-from gen2res.restore import damaged_astronaut, paper_K, read_face, record, restore
+from gen2res.restore import Restorer, damaged_astronaut, paper_K, read_face, record
 
 prior = lru_cache(load_prior)
 NOTICE = 'Restored by a generative model: what the photo does not show is invented. Photo and result are deleted within twenty minutes of closing the page.'
@@ -26,8 +26,9 @@ def run(photo, K, seed, request:gr.Request=None, progress=gr.Progress()):
     if not photo: raise gr.Error('Choose a photo first.')
     try: y,_ = read_face(photo, prior().side)
     except (ImageError, PriorError) as e: raise gr.Error(str(e).replace(str(Path(photo).parent), '')) from None
-    x = restore(y, prior(), int(K), seeds=[int(seed)], callback=lambda st: progress(1-st.t/max(1, K), desc='restoring'))
-    out = save_image(x, folder(request)/'restored.png', record(prior(), int(K), None, int(seed), Path(photo).name))
+    restorer = Restorer(prior(), K=int(K))
+    x = restorer(y, int(seed), callback=lambda st: progress(1-st.t/max(1, K), desc='restoring'))
+    out = save_image(x, folder(request)/'restored.png', record(restorer.settings(), int(seed), source=Path(photo).name))
     return to_pil(y),to_pil(x),str(out)
 
 def example(request:gr.Request=None):

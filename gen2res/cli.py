@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'ForceOption', 'stop', 'restore', 'info', 'train', 'fetch', 'compare', 'degrade',
-           'bench', 'main']
+           'album', 'tune', 'bench', 'main']
 
 # %% ../nbs/18_cli.ipynb #b791741f
 import sys
@@ -27,7 +27,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #e4f2e5c3
+# %% ../nbs/18_cli.ipynb #b2981257
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 ForceOption = Annotated[bool, typer.Option('--force', '-f', help='Replace existing results.')]
@@ -38,21 +38,51 @@ def _say(*lines, sep='\n'):
     lines = [str(l).encode('utf8', 'backslashreplace').decode() for l in lines]     # file names need not be text
     for line in lines: tqdm.write(line, file=sys.stderr if line.startswith('failed:') else sys.stdout)
 
+def _restorer(p, recipe, K, steps, generative, album, person, tuning, progress):
+    "The restorer that the options ask for."
+    from gen2res.album import personal_album
+    from gen2res.restore import Restorer
+    from gen2res.tune import load_person
+    if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
+    kw = dict(K=K, steps=steps, tuning=tuning, progress=progress)
+    if generative is not None: return Restorer(p, 'generative', n=generative, **kw)
+    if album is not None: return Restorer(p, 'personal', album=_warned(personal_album, album, p.side), **kw)
+    return Restorer(load_person(person, p) if person else p, recipe or 'plain', **kw)
+
+def _warned(f, *args):
+    "f(*args), its warnings as plain lines on the error stream."
+    import warnings
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        result = f(*args)
+    for w in said: typer.echo(f'note: {w.message}', err=True)
+    return result
+
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
-            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the paper's 200 at 256 px, converted to the prior's side (52 at 64 px).")]=None,
+            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px).")]=None,
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps, e.g. 20.')]=None,
+            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of so many pictures (the paper: 16) from each photo first, and tune the prior on it: more faithful, minutes a photo.')]=None,
+            album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
+            person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
+            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, dr2 or pseudo.')]=None,
+            tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
+            samples: Annotated[int, typer.Option(min=1, help='Several answers, the most faithful of them kept; the sheet shows all, and where they differ.')]=1,
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
-    """Restore the face in each photo: writes NAME_restored.png and a before/after sheet.
+    """Restore the face in each photo: writes NAME_restored.png, a before/after sheet and a record.
 
-    Example: gen2res restore old.jpg album/ -o restored --K 80
+    Example: gen2res restore old.jpg box/ -o restored --album photos_of_her/ --samples 4
     """
     from gen2res.restore import restore_example, restore_files
-    p,kw = _prior(prior, device),dict(K=K, steps=steps, seed=seed, out=out, force=force, report=_say)
+    from gen2res.tune import PRESETS
+    p,kw,progress = _prior(prior, device),dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty()
     if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
-    try: failed = restore_example(p, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, p, progress=sys.stderr.isatty(), **kw)
+    if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+    try:
+        r = _restorer(p, recipe, K, steps, generative, album, person, tuning, progress)
+        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **kw)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
@@ -116,10 +146,10 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
     except (OSError, ValueError, RuntimeError) as e: stop(str(e).splitlines()[0])
     typer.echo(out/'prior')
 
-# %% ../nbs/18_cli.ipynb #37c3e886
+# %% ../nbs/18_cli.ipynb #bbcb0c97
 @app.command()
 def fetch(names: Annotated[List[str], typer.Argument(help='Priors (see `gen2res info`) or metrics (see `gen2res info --metrics`).')]):
-    """Download the weights of priors and metrics: the only command that goes to the network unasked by --prior.
+    """Download the weights of priors and metrics ahead of time.
 
     Example: gen2res fetch lpips musiq
     """
@@ -171,17 +201,75 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     except (ValueError, OSError) as e: stop(e)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #d77abf6b
+# %% ../nbs/18_cli.ipynb #c690591a
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network.')]='loop',
+def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
+          out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
+          n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
+          K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
+          every: Annotated[int, typer.Option(min=0, help='Guide on every so-manieth step; 0 is never.')]=20,
+          scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default measured for 64 px, else that of the published code.')]=None,
+          steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps.')]=None,
+          seed: Annotated[int, typer.Option(min=0, help='Of the first picture; the others follow.')]=0,
           prior: PriorOption='faces64', device: DeviceOption=None):
-    """Speed benchmarks: ratios, measured in one run.
+    """Make a generative album from each photo: clean pictures that resemble it.
 
-    Example: gen2res bench loop
+    Example: gen2res album old.jpg -o albums --n 16
     """
-    from gen2res.bench import BENCHES
-    if what not in BENCHES: stop(f'no benchmark {what!r}; there is: {", ".join(BENCHES)}')
-    for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
+    from gen2res.album import album_sheet, generative_album
+    from gen2res.images import each_file, save_image
+    from gen2res.restore import read_face
+    p = _prior(prior, device)
+    def one(path):
+        pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
+        _say(out/path.stem, save_image(album_sheet(pictures), out/f'{path.stem}_sheet.png', overwrite=True))
+    try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
+    except (ValueError, OSError) as e: stop(e)
+    if failed: raise typer.Exit(2)
+
+@app.command()
+def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of photos of one person, or of a generative album.')],
+         out: Annotated[Path, typer.Option('--out', '-o', help='The file to write, for `restore --person`.')]=Path('person.safetensors'),
+         preset: Annotated[str, typer.Option(help='fast; generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='fast',
+         iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
+         lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
+         lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only: a small file, for this prior alone.')]=None,
+         seed: Annotated[int, typer.Option(min=0)]=0,
+         prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
+    """Tune the prior on an album. Killed and started again, it goes on where it was.
+
+    Example: gen2res tune photos_of_her/ -o her.safetensors --lora 4
+    """
+    import shutil
+    from gen2res.album import personal_album
+    from gen2res.tune import PRESETS, save_person
+    from gen2res.tune import tune as tune_prior
+    if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
+    if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
+    p,state = _prior(prior, device),out.with_suffix('.state')
+    kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
+    try: typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
+    except (ValueError, OSError) as e: stop(e)
+    shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
+
+# %% ../nbs/18_cli.ipynb #40ae9679
+@app.command()
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='metrics, identity: folder with faces_val_64.npz and albums_128.npz.')]=None,
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
+          prior: PriorOption='faces64', device: DeviceOption=None):
+    """Benchmarks and measurements: speed as ratios in one run, quality as tables.
+
+    Example: gen2res bench metrics --data faces
+    """
+    from gen2res.bench import BENCHES, MEASURES, save_rows
+    if what in MEASURES:
+        if not data: stop(f'{what}: name the folder of its pictures with --data')
+        try: typer.echo(save_rows(MEASURES[what](data), out or f'nbs/measured/{what}.csv'))
+        except OSError as e: stop(e)
+    elif what in BENCHES:
+        for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
+    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES])}')
 
 def main():
     "Entry point of the `gen2res` command."

@@ -91,33 +91,33 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #7a66e411
+# %% ../nbs/17_train.ipynb #d0d5c0a7
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
 class Trainer:
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     def __init__(self, images, # N x 3 x S x S, uint8
-                 out, # folder of the run
+                 out, # folder of the run; None: nothing is written, nothing can be resumed
                  arch:dict, # UNet arguments
                  val=None, # like images: other people
                  iters:int=10_000, batch:int=32, lr:float=5e-4, warmup:int=200,
                  decay:float=.35, # share of the run over which the rate falls to zero
                  ema:float=.9995, min_snr:float|None=20., boost:float=.5, # see loss_weights
-                 flips:bool=True, seed:int=0,
+                 flips:bool=True, seed:int=0, below:int|None=None, # train only on noise levels below this
                  log_every:int=100, val_every:int=1000, sample_every:int=0, # iterations; 0: never
                  save_seconds:float=150., # a killed run loses at most this much
                  amp:bool=True, # bf16 autocast
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None):
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
-        self.out,self.device,self.schedule,self.it = Path(out),torch.device(device or best_device()),schedule or Schedule.linear(),0
+        self.out,self.device,self.schedule,self.it = out and Path(out),torch.device(device or best_device()),schedule or Schedule.linear(),0
         self.best,self.spent = math.inf,0.
-        self.out.mkdir(parents=True, exist_ok=True)
+        if out: self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.weights = loss_weights(self.schedule, min_snr, boost)
-        self.opt = torch.optim.AdamW(self.model.parameters(), lr, betas=(.9, .99), weight_decay=.01, fused=self.device.type!='mps')
+        self.opt = self._optimizer()
         self.net = torch.compile(self.model) if compile else self.model
         self.resume()
 
@@ -130,6 +130,8 @@ class Trainer:
         except (RuntimeError, TypeError) as e: raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
         return net
 
+    def _optimizer(self): return torch.optim.AdamW(self.model.parameters(), self.lr, betas=(.9, .99), weight_decay=.01, fused=self.device.type!='mps')
+
     # -- state ---------------------------------------------------------------
     @property
     def state_file(self): return self.out/'state.pt'
@@ -137,12 +139,13 @@ class Trainer:
     def _fixed(self): return dict(arch=json.dumps(self.arch, sort_keys=True), batch=self.batch, seed=self.seed, pictures=len(self.images))
 
     def save(self):
+        if not self.out: return
         with atomic(self.state_file) as f:
             torch.save(dict(model=self.model.state_dict(), ema=self.avg.state_dict(), opt=self.opt.state_dict(), it=self.it, best=self.best, spent=self.spent, fixed=self._fixed()), f)
 
     def resume(self):
         "Continue from out/state.pt if it is there and of the same run."
-        if not self.state_file.exists(): return
+        if not self.out or not self.state_file.exists(): return
         try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
         except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
         other = [k for k,v in self._fixed().items() if s.get('fixed', {}).get(k, v)!=v]
@@ -173,7 +176,7 @@ class Trainer:
         x0 = to_unit(self.images[torch.randint(0, len(self.images), (self.batch,), generator=g)])
         flip = torch.rand(self.batch, generator=g) < .5
         if self.flips: x0[flip] = x0[flip].flip(-1)
-        t = torch.randint(0, self.schedule.T, (self.batch,), generator=g)
+        t = torch.randint(0, self.below or self.schedule.T, (self.batch,), generator=g)
         return [v.to(self.device) for v in (x0, t, torch.randn(x0.shape, generator=g))]
 
     def predict(self, net, x_t, t):
@@ -187,7 +190,7 @@ class Trainer:
         x0,t,noise = self.batch_at(self.it)
         x_t = self.schedule.diffuse(x0, t, noise)
         loss = diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).mean()
-        if not loss.isfinite(): raise ValueError(f'{self.out}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
+        if not loss.isfinite(): raise ValueError(f'{self.out or self.name}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
         self.opt.zero_grad(set_to_none=True); loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
         self.opt.step(); self._average(); self.it += 1
@@ -216,7 +219,8 @@ class Trainer:
         "One JSON line; with validation, also the prior as it is, and the best so far."
         row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
         if self.val is not None and self.it%self.val_every==0: row['val'] = self.validate()
-        with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
+        if self.out:
+            with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
 
     def validate(self) -> dict:
         "Errors by noise level; saves out/prior, and out/best if their geometric mean is the lowest yet."
@@ -233,15 +237,17 @@ class Trainer:
         save_image(grid(generate(self.prior(), n, steps), cols=8), self.out/f'samples_{self.it:06}.png')
 
     # -- the run -------------------------------------------------------------
-    def run(self, progress:bool=True) -> Prior:
+    def run(self, progress:bool=True, callback=None) -> Prior: # callback(trainer, loss) after each iteration; raise to stop
         "Train to `iters` and save the prior."
         losses,saved = [],time.time()
         start = saved-self.spent
         for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not progress, unit='it'):
             losses.append(self.step())
             self.spent = time.time()-start
+            if callback: callback(self, losses[-1])
             if self.it%self.log_every==0: self.log(losses); losses = []
             if self.sample_every and self.it%self.sample_every==0: self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
-        self.save(); save_prior(self.prior(iterations=self.it), self.out/'prior')
+        self.save()
+        if self.out: save_prior(self.prior(iterations=self.it), self.out/'prior')
         return self.prior()

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 def test_a_broken_file_does_not_stop_the_others(folder, tmp_path):
     code,out,err = run('restore', folder, tmp_path/'missing.jpg', '-o', tmp_path/'out', '--K', 3)
-    assert code==2 and {p.name for p in (tmp_path/'out').iterdir()}=={'good_restored.png', 'good_sheet.png', 'also_restored.png', 'also_sheet.png'}
+    assert code==2 and {p.name for p in (tmp_path/'out').iterdir()}=={f'{n}_{e}' for n in ('good', 'also') for e in ('restored.png', 'sheet.png', 'restored.json')}
     lines = [l for l in err.split('\n') if l.startswith('failed:')]
     assert len(lines)==4 and all(any(n in l for l in lines) for n in ('broken.png', 'empty.jpg', 'dot.png', 'missing.jpg'))
 
@@ -71,7 +71,7 @@ def test_info_lists_every_prior():
     code,out,_ = run('info')
     assert code==0 and all(n in out for n in PRIORS) and 'shipped' in out and 'non-commercial' in out
 
-@pytest.mark.parametrize('name', ['restore', 'info', 'train', 'bench'])
+@pytest.mark.parametrize('name', ['restore', 'album', 'tune', 'info', 'train', 'bench'])
 def test_help_has_an_example(name):
     code,out,_ = run(name, '--help')
     assert code==0 and f'Example: gen2res {name}' in out
@@ -110,3 +110,27 @@ def test_train_refuses_in_one_line(tmp_path, args):
     d = tmp_path/'pics'; d.mkdir(); save_image(astronaut(32), d/'a.png')
     code,_,err = run('train', d, '-o', tmp_path/'run', '--side', 32, '--iters', 1, *args)
     assert code==2 and len(err.strip().split('\n'))==1, err
+
+def test_album_tune_restore(tmp_path):
+    "The whole way of one photo, in the shortest of runs."
+    save_image(damaged_face(), tmp_path/'her.png')
+    code,out,err = run('album', tmp_path/'her.png', '-o', tmp_path/'albums', '--n', 2, '--steps', 4)
+    assert code==0 and len(list((tmp_path/'albums'/'her').iterdir()))==2 and (tmp_path/'albums'/'her_sheet.png').exists()
+    code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2, '--lora', 1)
+    assert code==0 and 'only 2 different pictures' in err and (tmp_path/'her.safetensors').stat().st_size < 1e6 and not (tmp_path/'her.state').exists()
+    code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2)
+    assert code==2 and '--force' in err
+    for i,args in enumerate([('--person', tmp_path/'her.safetensors'), ('--recipe', 'pseudo'), ('--samples', 2)]):
+        assert run('restore', tmp_path/'her.png', '-o', tmp_path/f'out{i}', '--K', 5, *args)[0]==0, args
+    pictures = [(tmp_path/f'out{i}'/'her_restored.png').read_bytes() for i in range(3)]
+    assert len(set(pictures))==3
+
+def damaged_face():
+    from gen2res.restore import damaged_astronaut
+    return damaged_astronaut()[0]
+
+@pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), "not a person's file"), (('--album', 'nowhere'), 'nowhere'),
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--tuning', 'slow'), 'no tuning')])
+def test_restore_options_in_one_line(args, line, tmp_path):
+    code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
+    assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())

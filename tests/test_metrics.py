@@ -1,5 +1,5 @@
 "Metrics: known values, sane orders, the real loading code on small made-up weights, and one line for everything that can go wrong."
-import math, time
+import dataclasses, hashlib, math, time
 import numpy as np, pytest, torch
 from gen2res import metrics as M
 from gen2res.degrade import degrade
@@ -114,6 +114,50 @@ def test_pyiqa_loads(name, hub, monkeypatch):
     put(name, {'params': s} if name=='maniqa' else s)                                # as each is published
     v = metric(name)(astronaut(224))
     assert v.shape==(1,) and v.isfinite()
+
+def small_onnx(weights, key, side, pool, monkeypatch):
+    "A network of one pooling layer in the place of a real one, its hash made known to uniface."
+    import onnx
+    from onnx import TensorProto, helper
+    from uniface import constants
+    n = 3*(side//pool)**2
+    graph = helper.make_graph([helper.make_node('AveragePool', ['x'], ['p'], kernel_shape=[pool, pool], strides=[pool, pool]), helper.make_node('Flatten', ['p'], ['y'])], 'g',
+        [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1, 3, side, side])], [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1, n])])
+    path = place(weights); path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)], ir_version=9), path)
+    known = constants.MODEL_REGISTRY[key]
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(constants.MODEL_REGISTRY, key, dataclasses.replace(known, sha256=sha))
+    return path
+
+def test_arcface_loads(hub, monkeypatch):
+    pytest.importorskip('uniface')
+    from uniface.constants import ArcFaceWeights
+    small_onnx(M.ARCFACE, ArcFaceWeights.RESNET, 112, 16, monkeypatch)
+    b = torch.cat([x, x.flip(-1)])
+    assert torch.allclose(metric('ids')(b, b), torch.ones(2).double()) and metric('ids')(b, b.flip(0)).max() < .999
+    assert metric('deg')(b, b).max() < .1 and torch.allclose(metric('deg')(b, b.flip(0)).deg2rad().cos(), metric('ids')(b, b.flip(0)), atol=1e-4)
+
+def test_landmarks_load(hub, monkeypatch):
+    pytest.importorskip('uniface')
+    from uniface.constants import LandmarkWeights
+    small_onnx(M.LANDMARKS, LandmarkWeights.DEFAULT, 192, 24, monkeypatch)
+    assert metric('lmd')(x, x).item()==0 and metric('lmd')(x, x.flip(-1)).item() > 0
+
+@pytest.mark.parametrize('name', ['ids', 'deg', 'lmd'])
+def test_wrong_hash_is_one_line_and_no_download(name, hub):
+    pytest.importorskip('uniface')
+    path = place(METRICS[name].weights); path.parent.mkdir(parents=True); path.write_bytes(b'not a network')
+    with pytest.raises(MetricError, match='its hash is another.*gen2res fetch '+name): metric(name)
+    assert path.read_bytes()==b'not a network'
+
+def test_arcface_cut_puts_the_eyes_where_they_belong():
+    x = torch.full((1,3,500,500), -1.)
+    for ex,ey in M.EYES: x[...,round(500*ey)-3:round(500*ey)+4,round(500*ex)-3:round(500*ex)+4] = 1
+    cut = M.arcface_cut(x)[0].mean(0)+1
+    for half,(ex,ey) in zip((slice(0,56), slice(56,112)), M.ARCFACE_EYES):
+        w = cut[:,half]/cut[:,half].sum(); r = torch.arange(112.)+.5
+        assert abs((w.sum(1)*r).sum()-ey) < .3 and abs((w.sum(0)*r[half]).sum()-ex) < .3
 
 def test_niqe_loads(hub):
     pytest.importorskip('pyiqa')

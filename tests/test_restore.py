@@ -1,0 +1,76 @@
+"Recipes, restorers with albums, several samples, and records that are enough to make a picture again."
+import json
+import pytest, torch
+from PIL import Image
+from gen2res.constraints import Guide, LowFreq, PartialGuide
+from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array
+from gen2res.restore import (ALBUMS, RECIPES, Restorer, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
+                             restore_example, restorer_of, spread, spread_map)
+from gen2res.schedule import equivalent_K
+
+y = resize(damaged_astronaut()[0], 16)
+QUICK = dict(iters=3, batch=2, lr=1e-3)
+
+@pytest.mark.parametrize('name', [n for n in RECIPES if n not in ALBUMS])
+def test_every_recipe_runs(tiny, name):
+    x = Restorer(tiny, name, K=40, steps=None)(y, seeds=[3])
+    assert x.shape==y.shape and x.isfinite().all() and x.abs().max() <= 1
+    assert torch.equal(x, Restorer(tiny, name, K=40)(y, seeds=[3]))
+
+def test_numbers_are_converted(faces64):
+    y = astronaut(64); a = lambda n: recipe_arguments(n, y, faces64)
+    assert a('plain')['K']==equivalent_K(200, 256, 64)==52 and a('pseudo')['K']==equivalent_K(600, 512, 64) and a('ilvr')['K']==1000
+    [low] = a('pseudo')['constraints']
+    assert low.lo==equivalent_K(360, 512, 64) and low.phi.keywords['N']==2
+    assert isinstance(a('dda')['constraints'][0], Guide) and isinstance(a('pgdiff')['constraints'][0], PartialGuide) and isinstance(a('ilvr')['constraints'][0], LowFreq)
+    assert a('dr2')['tau']==equivalent_K(300, 512, 64) and recipe_arguments('pseudo', y, faces64, 99)['K']==99
+
+def test_unknown_recipe(tiny):
+    with pytest.raises(ValueError, match='unknown recipe .nope.; there are: plain'): Restorer(tiny, 'nope')
+    with pytest.raises(ValueError, match='needs an album'): Restorer(tiny, 'personal')
+
+def test_stops_at_tau(tiny):
+    seen = []
+    x = restore(y, tiny, K=30, tau=12, callback=lambda st: seen.append(st))
+    assert [st.t for st in seen]==list(range(29, 11, -1)) and torch.equal(x, seen[-1].x0.clamp(-1, 1))
+
+def test_plain_restorer_is_restore(tiny): assert torch.equal(Restorer(tiny, K=20)(y, seeds=7), restore(y, tiny, 20, seeds=7))
+
+def test_generative(tiny):
+    r = Restorer(tiny, 'generative', K=20, n=2, album_steps=8, every=2, tuning=QUICK); before = tiny.fingerprint()
+    x = r(torch.cat([y, -y]), seeds=[1,2])
+    assert tiny.fingerprint()==before and (x[:1]-r(y, seeds=[1])).abs().max() < 1e-4      # one photo's album is its own
+    assert not torch.equal(r(y, seeds=[1]), restore(y, tiny, 20, seeds=[1]))
+
+def test_personal_tunes_once(tiny):
+    r = Restorer(tiny, 'personal', K=20, album=torch.cat([y, y.flip(-1)]), tuning=QUICK)
+    assert r.prior_for(y) is r.prior_for(-y) is r.person and r.settings()['album']==2
+
+def test_samples(tiny):
+    r = Restorer(tiny, K=60)
+    xs = r(y, seeds=4, samples=3)
+    assert xs.shape==(3,3,16,16) and (xs[2:]-r(y, seeds=[6])).abs().max() < 1e-5 and spread(xs).shape==(16,16) and spread(xs).max() > 0
+    assert spread_map(xs).size==(16,16)
+
+def test_most_faithful(): assert most_faithful(torch.cat([-y, y.flip(-1), .9*y]), y)==2
+
+def test_record_makes_it_again(tiny, tmp_path):
+    for kw in (dict(), dict(recipe='ilvr'), dict(recipe='generative', n=2, album_steps=8, every=2, tuning=QUICK, seed=5)):
+        r = Restorer(tiny, K=20, **kw)
+        x = r(y, 9, 1)
+        save_image(x, tmp_path/'x.png', record(r.settings(), 9), overwrite=True)
+        rec = read_record(tmp_path/'x.png')
+        assert (to_array(restorer_of(rec, tiny)(y, rec['seed'], rec['samples']))==to_array(load_image(tmp_path/'x.png'))).all()
+
+def test_record_of_another_prior(tiny, faces64):
+    with pytest.raises(ValueError, match='made with tiny, weights .*; this is faces64'): restorer_of(json.loads(record(Restorer(tiny).settings())['gen2res']), faces64)
+
+def test_no_record(tmp_path):
+    save_image(astronaut(64), tmp_path/'x.png')
+    with pytest.raises(ImageError, match='carries no record'): read_record(tmp_path/'x.png')
+
+def test_files_of_an_example(faces64, tmp_path):
+    restore_example(Restorer(faces64, K=3), tmp_path, report=lambda *a, **kw: None, samples=2)
+    about = json.loads((tmp_path/'astronaut_restored.json').read_text())
+    assert about['gen2res']['samples']==2 and 'generative model' in about['Comment'] and about['gen2res']==read_record(tmp_path/'astronaut_restored.png')
+    assert Image.open(tmp_path/'astronaut_sheet.png').text['Comment']==about['Comment']
