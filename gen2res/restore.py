@@ -131,12 +131,12 @@ class Restorer:
         if self.recipe in ALBUMS: about |= dict(tuning=self.tuning, album=self.made or self.person.card['tuned']['pictures'], album_seed=self.seed)
         return about
 
-# %% ../nbs/10_restore.ipynb #74ef82da
+# %% ../nbs/10_restore.ipynb #eb7b75b8
 def spread(samples) -> torch.Tensor: # n x 3 x H x W -> H x W
     "Standard deviation over the samples, mean over the channels: where the photo did not decide."
     return samples.std(0).mean(0)
 
-def spread_map(samples, most:float=.5) -> Image.Image: # most: the spread shown as white
+def spread_map(samples, most:float=.35) -> Image.Image: # most: the spread shown as white
     "`spread` as a picture, from black (agreed) to white (invented)."
     from matplotlib import colormaps
     return Image.fromarray((colormaps['inferno'](spread(samples).clamp(0, most).cpu().numpy()/most)[...,:3]*255).astype('uint8'))

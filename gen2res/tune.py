@@ -6,8 +6,8 @@
 __all__ = ['PRESETS', 'ADAPTER', 'to_u8', 'Tuner', 'binned', 'tune', 'adapted', 'merged', 'adapter_state', 'save_person',
            'load_person']
 
-# %% ../nbs/09_tune.ipynb #6c058355
-import copy, hashlib, json
+# %% ../nbs/09_tune.ipynb #785c146d
+import copy, hashlib, json, logging
 from pathlib import Path
 import torch
 from torch import nn
@@ -17,21 +17,21 @@ from .images import atomic, resize
 from .prior import Prior, PriorError, load_prior, save_prior
 from .train import Trainer
 
-# %% ../nbs/09_tune.ipynb #8a561127
+# %% ../nbs/09_tune.ipynb #35bd51f4
 PRESETS = { # arguments of tune
     'generative': dict(iters=3000, batch=4, lr=1e-5, dropout=.1), # Gen2Res Table S1
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
-    'fast':       dict(iters=400,  batch=4, lr=1e-4, dropout=.1)}
+    'fast':       dict(iters=400,  batch=4, lr=1e-4, dropout=.1, decay=.7)}
 
-# %% ../nbs/09_tune.ipynb #22113a20
+# %% ../nbs/09_tune.ipynb #959b60c4
 def to_u8(x): return ((x+1)*127.5).round().clamp(0, 255).byte()
 
 class Tuner(Trainer):
     "A trainer that starts from a prior."
     def __init__(self, prior, album, # N x 3 x S x S in [-1, 1]
-                 lora:int|None=None, dropout:float=.1, ema:float=0., **kw): # kw: see Trainer
+                 lora:int|None=None, dropout:float=.1, ema:float=0., decay:float=0., **kw): # kw: see Trainer
         self.start,self.rank,self.p,self.losses = prior,lora,dropout,[]
-        super().__init__(to_u8(resize(album.cpu(), prior.side)), arch=prior.model.config, ema=ema, warmup=0, decay=0, min_snr=None, boost=0,
+        super().__init__(to_u8(resize(album.cpu(), prior.side)), arch=prior.model.config, ema=ema, warmup=0, decay=decay, min_snr=None, boost=0,
                          device=prior.device, schedule=prior.schedule, name=prior.name, save_seconds=60, **kw)
 
     def _network(self):
@@ -68,6 +68,7 @@ def tune(prior, # of load_prior; it is not touched
          seed:int=0, dropout:float=.1, flips:bool=False,
          below:int|None=None, # train only on noise levels below this; K is all that a restoration visits
          ema:float=0., # decay of averaged weights; 0: none
+         decay:float=0., # share of the iterations over which the rate falls to zero; the paper's stays
          amp:bool=False, # bf16
          folder=None, # keep the state here, to resume from it
          progress:bool=False, callback=None, # callback(trainer, loss) after each iteration; raise to stop
@@ -77,11 +78,12 @@ def tune(prior, # of load_prior; it is not touched
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
     with torch.random.fork_rng():                                     # dropout draws from the global generator: leave the caller's alone
-        return Tuner(prior, album, lora, dropout, ema, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, below=below, amp=amp).run(progress, note)
+        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, below=below, amp=amp).run(progress, note)
 
-# %% ../nbs/09_tune.ipynb #3a74299a
+# %% ../nbs/09_tune.ipynb #8a77f1b1
 def adapted(net, rank:int):
     "The network with low-rank adapters on its convolutions (those of attention are 1 x 1), the only things that train."
+    logging.getLogger('bitsandbytes').setLevel(logging.ERROR)           # peft looks it up, and it complains of kernels that nobody asked for
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError: raise ValueError('lora needs the package peft: pip install "gen2res[lora]"') from None
     layers = [n for n,m in net.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
