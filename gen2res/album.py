@@ -7,21 +7,22 @@ __all__ = ['ALBUM_K', 'ALBUM_EVERY', 'PAPER_SIDE', 'GUIDE_SCALES', 'PUBLISHED_SC
            'guide_scale', 'as_saved', 'generative_album', 'album_record', 'in_batches', 'read_album', 'album_worries',
            'personal_album', 'album_sheet']
 
-# %% ../nbs/08_album.ipynb #5f8b64c1
+# %% ../nbs/08_album.ipynb #1e71e751
 import hashlib, json, warnings
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from PIL import Image
 from .constraints import NORMS, Guide
 from .faces import face_cut
-from .images import ImageError, grid, list_images, load_image, resize, save_image, seeded, to_array, to_tensor
+from .images import ImageError, grid, list_images, load_image, resize, save_image, seeded, square, to_array, to_tensor
 from .sample import ddpm, denoise
 from .schedule import equivalent_K
 
-# %% ../nbs/08_album.ipynb #1c13b3db
+# %% ../nbs/08_album.ipynb #e39d7ef5
 ALBUM_K,ALBUM_EVERY,PAPER_SIDE = 600,20,256 # Gen2Res Table S1
-GUIDE_SCALES = {64: 1.} # by the prior's side, measured (see below); otherwise that of the published code
+GUIDE_SCALES = {64: 1.} # by the prior's side, chosen by the table below; otherwise that of the published code
 PUBLISHED_SCALE = .3
 
 def album_K(prior) -> int:
@@ -32,7 +33,11 @@ def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_S
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
-# %% ../nbs/08_album.ipynb #9515b1da
+# %% ../nbs/08_album.ipynb #6fc59d46
+def _name(step):
+    "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
+    return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
+
 def _key(y, prior, seed, settings) -> str:
     "Hash of everything that determines one picture of an album."
     about = json.dumps(dict(prior=prior.fingerprint(), seed=seed, **settings), sort_keys=True, default=str)
@@ -42,8 +47,8 @@ def _kept(path, key):
     "The picture, if this file holds the one with this key."
     try:
         with Image.open(path) as im: same = im.text.get('gen2res-album')==key
-    except (OSError, AttributeError, SyntaxError): return None
-    return load_image(path) if same else None
+        return load_image(path) if same else None
+    except (OSError, AttributeError, SyntaxError, ImageError): return None
 
 def _draw(y, prior, seeds, K, every, scale, last, norm, steps, step, **kw):
     "Guided walks from the noised photo, one per seed."
@@ -56,7 +61,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
                      prior, # of load_prior
                      n:int=16, # pictures
                      K:int|None=None, # noise steps; None: the paper's 600 at 256 px, converted
-                     every:int=ALBUM_EVERY, # guide on every n-th step; 0: never
+                     every:int=ALBUM_EVERY, # guide on every n-th of the steps taken (fewer `steps` want a smaller number); 0: never
                      scale:float|None=None, # of the guidance; None: guide_scale(prior)
                      seeds=0, # one integer s (pictures get s, s+1, ...), or n of them
                      steps:int|None=None, # walk K in fewer steps
@@ -70,7 +75,8 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     seeds = list(range(seeds, seeds+n)) if isinstance(seeds, int) else list(seeds)
     settings = dict(K=album_K(prior) if K is None else K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
     if not prior.schedule.timesteps(settings['K'], steps): return as_saved(y.cpu()).repeat(len(seeds),1,1,1)
-    keys = {s: _key(y, prior, s, settings | dict(step=getattr(step, '__name__', str(step)))) for s in seeds}
+    hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step))
+    keys = {s: _key(y, prior, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
     made = {s: im for s in seeds if folder and (im := _kept(path(s), keys[s])) is not None}
     for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), [s for s in seeds if s not in made], batch or (4 if prior.device.type=='cpu' else n)):
@@ -95,10 +101,10 @@ def in_batches(do, items, batch:int): # do(some) -> their results
             torch.cuda.empty_cache()
         else: items = items[batch:]
 
-# %% ../nbs/08_album.ipynb #91c5d9dc
+# %% ../nbs/08_album.ipynb #5f57f1b4
 Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
-FEW = 5 # pictures; with fewer a prior learns them by heart
+FEW = 5 # pictures; a rule of thumb
 
 def _thumb(x): return (resize(x, (32, 32)).clamp(-1, 1)+1)/2
 
@@ -109,7 +115,8 @@ def _member(path, side):
     "One file of an album."
     try: photo = load_image(path)
     except ImageError as e: return Member(path, None, 0, str(e).removeprefix(f'{path}: '))
-    cut,_ = face_cut(photo)
+    if path.stem.endswith('_sheet'): return Member(path, None, 0, 'a contact sheet')
+    cut = square(photo) if _made(path) else face_cut(photo)[0]          # a made one is aligned
     return Member(path, resize(cut, side), cut.shape[-1], '', _made(path))
 
 def _judged(members):
@@ -132,7 +139,7 @@ def album_worries(members, side) -> list: # lines of text
     "What is wrong with an album as a whole."
     good,sizes = [m for m in members if not m.verdict],[m.size for m in members if not m.verdict]
     low = sum(s<side for s in sizes)
-    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; from {FEW} on a person is learned, below that the pictures are. About 20 are good'),
+    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; the prior may learn them by heart. About 20 are good'),
                (low>0, f'{low} of {len(good)} are smaller than {side} pixels and were enlarged: the prior will learn their blur'),
                (max(sizes)>4*min(sizes), f'sizes from {min(sizes)} to {max(sizes)} pixels: the small ones are blurred beside the others')]
     return [text for wrong,text in worries if wrong]

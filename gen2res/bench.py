@@ -6,13 +6,13 @@
 __all__ = ['LADDERS', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed', 'alternate', 'bare', 'loop_overhead',
            'load_faces', 'sane', 'metric_order', 'metric_times', 'pixels', 'hog', 'ours', 'identity_test', 'save_rows']
 
-# %% ../nbs/16_bench.ipynb #cca1735a
+# %% ../nbs/16_bench.ipynb #b4d83d73
 import csv, io, statistics, time
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
-from .images import atomic, resize, seeded
+from .images import ImageError, atomic, resize, seeded
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
 from .sample import ddim, ddpm, denoise, dpmpp
 from tqdm.auto import tqdm
@@ -44,7 +44,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #691954bb
+# %% ../nbs/16_bench.ipynb #2cff99ac
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -58,7 +58,8 @@ LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, number
 
 def load_faces(data, name) -> dict:
     "The arrays of one .npz of the data folder, its pictures as N x 3 x H x W in [-1, 1]."
-    a = dict(np.load(Path(data)/name, allow_pickle=False))
+    try: a = dict(np.load(Path(data)/name, allow_pickle=False)); a['images'].shape
+    except Exception as e: raise ImageError(f'{Path(data)/name}: not an .npz with an array "images" ({type(e).__name__})') from None
     return a | dict(images=torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1)
 
 def sane(values, better) -> np.ndarray: # pictures x strengths -> pictures

@@ -27,7 +27,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #b2981257
+# %% ../nbs/18_cli.ipynb #58524388
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 ForceOption = Annotated[bool, typer.Option('--force', '-f', help='Replace existing results.')]
@@ -38,16 +38,18 @@ def _say(*lines, sep='\n'):
     lines = [str(l).encode('utf8', 'backslashreplace').decode() for l in lines]     # file names need not be text
     for line in lines: tqdm.write(line, file=sys.stderr if line.startswith('failed:') else sys.stdout)
 
-def _restorer(p, recipe, K, steps, generative, album, person, tuning, progress):
+def _restorer(p, recipe, K, steps, generative, album, person, tuning, seed, progress):
     "The restorer that the options ask for."
+    import torch
     from gen2res.album import personal_album
-    from gen2res.restore import Restorer
+    from gen2res.restore import Restorer, recipe_arguments
     from gen2res.tune import load_person
     if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
-    kw = dict(K=K, steps=steps, tuning=tuning, progress=progress)
+    kw = dict(K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31)
     if generative is not None: return Restorer(p, 'generative', n=generative, **kw)
     if album is not None: return Restorer(p, 'personal', album=_warned(personal_album, album, p.side), **kw)
-    return Restorer(load_person(person, p) if person else p, recipe or 'plain', **kw)
+    if person: p,kw['K'] = load_person(person, p, p.device),recipe_arguments('personal', torch.zeros(1, 3, p.side, p.side), p, K)['K']
+    return Restorer(p, recipe or 'plain', **kw)
 
 def _warned(f, *args):
     "f(*args), its warnings as plain lines on the error stream."
@@ -81,7 +83,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
     if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
     try:
-        r = _restorer(p, recipe, K, steps, generative, album, person, tuning, progress)
+        r = _restorer(p, recipe, K, steps, generative, album, person, tuning, seed, progress)
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **kw)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
@@ -201,7 +203,7 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     except (ValueError, OSError) as e: stop(e)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #c690591a
+# %% ../nbs/18_cli.ipynb #d0a9e197
 @app.command()
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
@@ -209,8 +211,8 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
           K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[int, typer.Option(min=0, help='Guide on every so-manieth step; 0 is never.')]=20,
           scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default measured for 64 px, else that of the published code.')]=None,
-          steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps.')]=None,
-          seed: Annotated[int, typer.Option(min=0, help='Of the first picture; the others follow.')]=0,
+          steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps; then --every wants a smaller number, too.')]=None,
+          seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           prior: PriorOption='faces64', device: DeviceOption=None):
     """Make a generative album from each photo: clean pictures that resemble it.
 
@@ -219,12 +221,16 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     from gen2res.album import album_sheet, generative_album
     from gen2res.images import each_file, save_image
     from gen2res.restore import read_face
-    p = _prior(prior, device)
+    p,taken = _prior(prior, device),set()
     def one(path):
+        if path.stem in taken: raise ValueError(f'{path.stem}: another photo of this call has the same name without its suffix; give it another --out')
+        taken.add(path.stem)
+        for old in (out/path.stem).glob('album_*.png'):
+            if not seed <= int(old.stem[6:]) < seed+n: old.unlink()                  # of an earlier, larger album
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         _say(out/path.stem, save_image(album_sheet(pictures), out/f'{path.stem}_sheet.png', overwrite=True))
     try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
-    except (ValueError, OSError) as e: stop(e)
+    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
 @app.command()
@@ -234,7 +240,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
          iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
          lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
          lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only: a small file, for this prior alone.')]=None,
-         seed: Annotated[int, typer.Option(min=0)]=0,
+         seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0,
          prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Tune the prior on an album. Killed and started again, it goes on where it was.
 
@@ -246,13 +252,16 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     from gen2res.tune import tune as tune_prior
     if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-    p,state = _prior(prior, device),out.with_suffix('.state')
+    state = out.with_suffix('.state')
+    if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
+    if state.exists() and not (state/'state.pt').exists(): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
+    p = _prior(prior, device)
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
     try: typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
-    except (ValueError, OSError) as e: stop(e)
+    except (ValueError, OSError, RuntimeError) as e: stop(f'{str(e).splitlines()[0]}; what was done lies in {state}, remove it to start anew')
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #40ae9679
+# %% ../nbs/18_cli.ipynb #1be58c25
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='metrics, identity: folder with faces_val_64.npz and albums_128.npz.')]=None,
@@ -266,7 +275,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     if what in MEASURES:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         try: typer.echo(save_rows(MEASURES[what](data), out or f'nbs/measured/{what}.csv'))
-        except OSError as e: stop(e)
+        except (OSError, ValueError, KeyError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES])}')

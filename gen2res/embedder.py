@@ -182,7 +182,7 @@ def whitened(net, images, # N x 3 x 64 x 64 uint8, the training pictures
     out.head[1].weight.copy_(project); out.head[1].bias.copy_(-project @ mean)
     return out.eval()
 
-# %% ../nbs/19_embedder.ipynb #a5c04cf7
+# %% ../nbs/19_embedder.ipynb #50654f7d
 def save_embedder(net, folder) -> Path:
     "Half-precision safetensors and a config."
     state = {k: v.half().contiguous() if v.ndim>1 else v for k,v in net.state_dict().items()}
@@ -196,8 +196,10 @@ def load_embedder(folder=None, # None: the one that comes along
     "An embedder, ready to be called. Raises PriorError."
     folder = folder or shipped('ids64')
     if folder is None: raise PriorError('ids64: is not part of this installation')
-    net = Embedder(**json.loads((Path(folder)/'config.json').read_text()))
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(Path(folder)/'model.safetensors').items()})
+    try:
+        net = Embedder(**json.loads((Path(folder)/'config.json').read_text()))
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(Path(folder)/'model.safetensors').items()})
+    except Exception as e: raise PriorError(f'{folder}: not an embedder ({type(e).__name__})') from None
     return net.eval().requires_grad_(False).to(device)
 
 def embed(x, net) -> torch.Tensor: # B x 3 x H x W in [-1, 1] -> B x dim unit vectors

@@ -133,7 +133,7 @@ def _make_inception(device):
     net = _quietly(FID, 'fid', INCEPTION).model.to(device)
     return lambda x: net(_unit(resize(x, 299)), normalize_input=True)[0].flatten(1)
 
-# %% ../nbs/14_metrics.ipynb #c0a38d23
+# %% ../nbs/14_metrics.ipynb #ca1c528d
 UNIFACE = 'https://github.com/yakhyo/uniface/releases/download/weights'
 ARCFACE = Weights('uniface/arcface_resnet.onnx', f'{UNIFACE}/w600k_r50.onnx', 174)
 LANDMARKS = Weights('uniface/2d_106.onnx', f'{UNIFACE}/2d106det.onnx', 5)
@@ -144,9 +144,11 @@ def _uniface(w, metric, make):
     "One of uniface's networks, from a file that has the hash uniface asks for."
     path = _present(w, metric); _package('uniface', metric)
     from uniface import constants, model_store
-    wanted = next(m.sha256 for m in constants.MODEL_REGISTRY.values() if m.url==w.url)
+    wanted = next((m.sha256 for m in constants.MODEL_REGISTRY.values() if m.url==w.url), None)
     if not model_store.verify_file_hash(str(path), wanted): raise _damaged(path, metric, 'its hash is another')
-    with mock.patch.dict(os.environ, UNIFACE_CACHE_DIR=str(path.parent)): return make(providers=['CPUExecutionProvider'])
+    try:
+        with mock.patch.dict(os.environ, UNIFACE_CACHE_DIR=str(path.parent)): return make(providers=['CPUExecutionProvider'])
+    except (ImportError, RuntimeError, AttributeError) as e: raise MetricError(f'{metric}: uniface cannot run here ({str(e).splitlines()[0][:90]}); pip install "gen2res[metrics]"') from None
 
 def arcface_cut(x) -> torch.Tensor: # B x 3 x S x S, aligned -> B x 3 x 112 x 112
     "The square that puts the eyes where ArcFace was trained to find them."

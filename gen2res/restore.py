@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER_K', 'PAPER_SIDE', 'Recipe', 'RECIPES', 'ALBUMS', 'SMALLEST', 'Paths', 'HOW', 'paper_K', 'restore',
-           'damaged_astronaut', 'At', 'recipe_arguments', 'Restorer', 'spread', 'spread_map', 'most_faithful', 'record',
-           'read_record', 'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square',
-           'restore_example', 'restore_files']
+           'damaged_astronaut', 'At', 'recipe_arguments', 'album_hash', 'Restorer', 'spread', 'spread_map',
+           'most_faithful', 'record', 'read_record', 'restorer_of', 'read_face', 'before_after', 'result_paths',
+           'restore_square', 'restore_example', 'restore_files']
 
-# %% ../nbs/10_restore.ipynb #14f693ae
-import json
+# %% ../nbs/10_restore.ipynb #29d89f35
+import hashlib, json
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from .filters import lowpass
 from .images import ImageError, astronaut, atomic, each_file, grid, load_image, resize, save_image, seeded
 from .sample import ddpm, denoise
 from .schedule import equivalent_K
-from .tune import PRESETS, tune
+from .tune import PRESETS, to_u8, tune
 
-# %% ../nbs/10_restore.ipynb #80dc6ebf
+# %% ../nbs/10_restore.ipynb #1cf17e13
 PAPER_K,PAPER_SIDE = 200,256 # Gen2Res Table S1
 
 def paper_K(prior) -> int:
@@ -46,6 +46,7 @@ def restore(y, # B x 3 x H x W in [-1, 1]: photos at the prior's side
     K = paper_K(prior) if K is None else K
     ts = [t for t in prior.schedule.timesteps(K, steps) if t>=tau]
     y = y.to(prior.device)
+    if K and not ts: raise ValueError(f'K = {K} ends before it has begun: this walk stops at tau = {tau}')
     if not ts: return y
     if ts[0]!=K-1: raise ValueError(f'steps = {steps!r} would start at index {ts[0]}, below K-1 = {K-1}; use a plain number of steps')
     rng = seeded(seeds, len(y))
@@ -85,7 +86,9 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     own = prior.schedule.T if r.K is None else at.t(r.K)
     return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #a1c1ac06
+# %% ../nbs/10_restore.ipynb #21759342
+def album_hash(album) -> str: return hashlib.sha256(to_u8(album).cpu().numpy().tobytes()).hexdigest()[:12]
+
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -101,12 +104,14 @@ class Restorer:
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress = prior,recipe,K,steps,seed,progress
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
         self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
-        self.person = self._tuned(album) if recipe=='personal' else None
+        self.album,self.person = album if recipe=='personal' else None,None
+        prior.schedule.timesteps(self.settings()['K'], steps)                              # complains now, not after an hour of tuning
 
     def _tuned(self, album): return tune(self.base, album, seed=self.seed, progress=self.progress, **self.tuning)
 
     def prior_for(self, y):
         "The prior that this one photo (1 x 3 x S x S) is restored with."
+        if self.recipe=='personal': self.person = self.person or self._tuned(self.album)
         if self.recipe!='generative': return self.person or self.base
         return self._tuned(generative_album(y, self.base, **self.made, seeds=self.seed, progress=self.progress))
 
@@ -128,7 +133,7 @@ class Restorer:
         "What determines the result, beside the photo and the seed."
         K = self.arguments(torch.zeros(1, 3, self.base.side, self.base.side))['K']
         about = dict(recipe=self.recipe, prior=self.base.name, weights=self.base.fingerprint(), K=K, steps=self.steps)
-        if self.recipe in ALBUMS: about |= dict(tuning=self.tuning, album=self.made or self.person.card['tuned']['pictures'], album_seed=self.seed)
+        if self.recipe in ALBUMS: about |= dict(tuning=self.tuning, album=self.made or album_hash(self.album), album_seed=self.seed)
         return about
 
 # %% ../nbs/10_restore.ipynb #eb7b75b8
@@ -145,13 +150,13 @@ def most_faithful(samples, y, N:int=4) -> int: # y: 1 x 3 x H x W
     "Index of the sample whose low frequencies are nearest to the photo's."
     return (lowpass(samples, N)-lowpass(y.to(samples), N)).pow(2).flatten(1).mean(1).argmin().item()
 
-# %% ../nbs/10_restore.ipynb #54bbebb6
+# %% ../nbs/10_restore.ipynb #8da176e6
 def record(settings, # of Restorer.settings
-           seed=0, samples=1, source='', how='aligned') -> dict: # source: the photo's name; how: see face_square
+           seed=0, samples=1, kept=0, source='', how='aligned') -> dict: # kept: which of the samples this is; source: the photo's name; how: see face_square
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
     return {'Software': f'gen2res {gen2res.__version__}',
             'Comment': 'Restored by a generative model: detail may be invented and need not be true.',
-            'gen2res': json.dumps(dict(settings, seed=seed, samples=samples, source=source, crop=how))}
+            'gen2res': json.dumps(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how))}
 
 def read_record(path) -> dict:
     "The record of a restored PNG. Raises ImageError."
@@ -162,6 +167,7 @@ def read_record(path) -> dict:
 def restorer_of(record, prior, album=None) -> Restorer:
     "The restorer that a record speaks of. Raises ValueError if the prior is another."
     if record['weights']!=prior.fingerprint(): raise ValueError(f'made with {record["prior"]}, weights {record["weights"]}; this is {prior.name}, weights {prior.fingerprint()}')
+    if record['recipe']=='personal' and (album is None or album_hash(album)!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
     made = {'album_steps' if k=='steps' else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items() if k!='K'}
     return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning', 'fast'), seed=record.get('album_seed', 0))
 
@@ -177,7 +183,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #d6eaa4f4
+# %% ../nbs/10_restore.ipynb #c466c9bf
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -202,7 +208,7 @@ def restore_square(y, # 1 x 3 x side x side
     "Restore one square and write result, sheet and record; returns the paths of the first two."
     xs = restorer(y, seed, samples, **kw).cpu()
     best,settings,to = most_faithful(xs, y),restorer.settings(),result_paths(name, out)
-    about = record(settings, seed, samples, name, how)
+    about = record(settings, seed, samples, best, name, how)
     pictures,labels = _tiles(y, xs, best, settings['K'], how, truth)
     save_image(xs[best:best+1], to.restored, about, overwrite=force)
     save_image(before_after(pictures, labels), to.sheet, about, overwrite=force)

@@ -23,7 +23,7 @@ PRESETS = { # arguments of tune
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
     'fast':       dict(iters=400,  batch=4, lr=1e-4, dropout=.1, decay=.7)}
 
-# %% ../nbs/09_tune.ipynb #959b60c4
+# %% ../nbs/09_tune.ipynb #95c3ba45
 def to_u8(x): return ((x+1)*127.5).round().clamp(0, 255).byte()
 
 class Tuner(Trainer):
@@ -42,7 +42,7 @@ class Tuner(Trainer):
 
     def _fixed(self):
         album = hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
-        return super()._fixed() | dict(album=album, prior=self.start.fingerprint(), lora=self.rank, lr=self.lr, below=self.below)
+        return super()._fixed() | dict(album=album, prior=self.start.fingerprint(), **{k: getattr(self, k) for k in ('rank', 'p', 'lr', 'below', 'iters', 'decay', 'ema', 'flips', 'amp')})
 
     def _optimizer(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], self.lr)
 
@@ -73,7 +73,7 @@ def tune(prior, # of load_prior; it is not touched
          folder=None, # keep the state here, to resume from it
          progress:bool=False, callback=None, # callback(trainer, loss) after each iteration; raise to stop
         ) -> Prior:
-    "A prior constrained to an album (Gen2Res, Sec. 3.3). Raises ValueError if the loss is no longer a number; what was good is in `folder`."
+    "A prior constrained to an album (Gen2Res, Sec. 3.3). Raises ValueError if the loss is no longer a number; what was good is in `folder`, if there is one."
     def note(trainer, loss):
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
@@ -105,7 +105,7 @@ def adapter_state(net, base, rank:int) -> tuple: # (tensors, what they belong to
     state = {k: v.detach().half().cpu().contiguous() for k,v in net.state_dict().items() if 'lora_' in k}
     return state,dict(format=ADAPTER, base=base.name, fingerprint=base.fingerprint(), rank=rank)
 
-# %% ../nbs/09_tune.ipynb #1768f060
+# %% ../nbs/09_tune.ipynb #63a8dc39
 def save_person(prior, # of tune
                 path) -> Path: # ends in .safetensors
     "One file to restore this person with: the adapter if there is one, else the whole prior in half precision."
@@ -129,6 +129,7 @@ def load_person(path, base=None, # the prior it was tuned from, needed for an ad
     if about.get('format')!=ADAPTER: return load_prior(str(path), device)
     base = base or load_prior(about['base'], device)
     if base.fingerprint()!=about['fingerprint']: raise PriorError(f'{path}: belongs to another {about["base"]} (weights {about["fingerprint"]}, here {base.fingerprint()})')
-    net = adapted(copy.deepcopy(base.model).float(), about['rank'])
-    net.load_state_dict(load_file(path), strict=False)
+    with torch.random.fork_rng(): net = adapted(copy.deepcopy(base.model).float(), about['rank'])
+    missing,odd = net.load_state_dict(load_file(path), strict=False)
+    if odd or any('lora_' in k for k in missing): raise PriorError(f'{path}: its adapters do not fit this prior (made by another version of peft?); tune again')
     return Prior(merged(net).eval().requires_grad_(False), base.schedule, base.side, base.variance, base.name, base.card)

@@ -1,5 +1,6 @@
 "Albums: deterministic, cached, resumed, split when memory runs out; folders of photos as they come."
 import io, warnings
+from functools import partial
 import pytest, torch
 from PIL import Image
 from gen2res import album as A
@@ -23,6 +24,7 @@ def test_alone_split_or_together(tiny):
 
 def test_settings_matter(tiny):
     a = made(tiny)
+    assert A._name(partial(ddim, eta=.5))==A._name(partial(ddim, eta=.5))!=A._name(partial(ddim, eta=.6))
     for kw in (dict(K=21), dict(every=2), dict(scale=1.), dict(seeds=9), dict(steps=5), dict(norm='l1'), dict(last=995), dict(step=ddim)):
         assert not torch.equal(a, made(tiny, **kw)), kw
 

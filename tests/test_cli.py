@@ -120,6 +120,8 @@ def test_album_tune_restore(tmp_path):
     assert code==0 and 'only 2 different pictures' in err and (tmp_path/'her.safetensors').stat().st_size < 1e6 and not (tmp_path/'her.state').exists()
     code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2)
     assert code==2 and '--force' in err
+    assert run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.pt')[2].strip().endswith('must end in .safetensors')
+    run('album', tmp_path/'her.png', '-o', tmp_path/'albums', '--n', 1, '--steps', 4); assert len(list((tmp_path/'albums'/'her').iterdir()))==1
     for i,args in enumerate([('--person', tmp_path/'her.safetensors'), ('--recipe', 'pseudo'), ('--samples', 2)]):
         assert run('restore', tmp_path/'her.png', '-o', tmp_path/f'out{i}', '--K', 5, *args)[0]==0, args
     pictures = [(tmp_path/f'out{i}'/'her_restored.png').read_bytes() for i in range(3)]

@@ -44,7 +44,16 @@ def test_generative(tiny):
 
 def test_personal_tunes_once(tiny):
     r = Restorer(tiny, 'personal', K=20, album=torch.cat([y, y.flip(-1)]), tuning=QUICK)
-    assert r.prior_for(y) is r.prior_for(-y) is r.person and r.settings()['album']==2
+    assert r.person is None and r.prior_for(y) is r.prior_for(-y) is r.person and len(r.settings()['album'])==12
+    x = r(y, 3)
+    about = json.loads(record(r.settings(), 3)['gen2res'])
+    assert torch.equal(restorer_of(about, tiny, torch.cat([y, y.flip(-1)]))(y, 3), x)
+    with pytest.raises(ValueError, match='another album'): restorer_of(about, tiny, y)
+
+def test_complains_before_any_tuning(tiny):
+    for steps in ('abc', '100'):
+        with pytest.raises(ValueError): Restorer(tiny, 'personal', K=20, steps=steps, album=y, tuning=dict(iters=10**9))
+    with pytest.raises(ValueError, match='stops at tau = 12'): restore(y, tiny, K=10, tau=12)
 
 def test_samples(tiny):
     r = Restorer(tiny, K=60)

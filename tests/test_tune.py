@@ -62,6 +62,7 @@ def test_resumed(tiny, tmp_path):
 def test_another_album_is_another_run(tiny, tmp_path):
     tune(tiny, album, folder=tmp_path, **KW)
     with pytest.raises(ValueError, match='another album'): tune(tiny, album.flip(2), folder=tmp_path, **KW)
+    with pytest.raises(ValueError, match='another iters'): tune(tiny, album, folder=tmp_path, **KW | dict(iters=2))
 
 def test_not_a_number_stops_and_keeps(tiny, tmp_path):
     bad = copy.deepcopy(tiny); calls = []
