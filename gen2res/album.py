@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALBUM_K', 'ALBUM_EVERY', 'PAPER_SIDE', 'GUIDE_SCALES', 'PUBLISHED_SCALE', 'Member', 'SAME', 'FEW', 'album_K',
-           'guide_scale', 'as_saved', 'generative_album', 'album_record', 'in_batches', 'read_album', 'album_worries',
-           'personal_album', 'album_sheet']
+           'guide_scale', 'as_saved', 'generative_album', 'album_record', 'keep_only', 'in_batches', 'read_album',
+           'album_worries', 'personal_album', 'album_sheet']
 
 # %% ../nbs/08_album.ipynb #1e71e751
 import hashlib, json, warnings
@@ -85,9 +85,15 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
             if folder: save_image(im, path(s), album_record(keys[s]), overwrite=True)
     return torch.cat([made[s] for s in seeds])
 
-# %% ../nbs/08_album.ipynb #6018a51b
+# %% ../nbs/08_album.ipynb #6d0ebbac
 def album_record(key) -> dict: # stored in each picture of an album
     return {'gen2res-album': key, 'Comment': 'Made by a generative model: a picture that resembles a photo, not a photo of anybody.'}
+
+def keep_only(folder, seeds):
+    "Remove what an earlier, larger album left in this folder; nothing but made pictures is touched."
+    names = {f'album_{s:04}.png' for s in seeds}
+    for p in Path(folder).glob('album_*.png'):
+        if p.name not in names and _made(p): p.unlink()
 
 def in_batches(do, items, batch:int): # do(some) -> their results
     "(some, do(some)) for all items; half as many at a time whenever memory runs out."
@@ -101,7 +107,7 @@ def in_batches(do, items, batch:int): # do(some) -> their results
             torch.cuda.empty_cache()
         else: items = items[batch:]
 
-# %% ../nbs/08_album.ipynb #5f57f1b4
+# %% ../nbs/08_album.ipynb #bdfc0415
 Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
 FEW = 5 # pictures; a rule of thumb
@@ -109,7 +115,9 @@ FEW = 5 # pictures; a rule of thumb
 def _thumb(x): return (resize(x, (32, 32)).clamp(-1, 1)+1)/2
 
 def _made(path):
-    with Image.open(path) as im: return 'gen2res-album' in getattr(im, 'text', {})
+    try:
+        with Image.open(path) as im: return 'gen2res-album' in getattr(im, 'text', {})
+    except OSError: return False
 
 def _member(path, side):
     "One file of an album."

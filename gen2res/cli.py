@@ -203,14 +203,14 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     except (ValueError, OSError) as e: stop(e)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #d0a9e197
+# %% ../nbs/18_cli.ipynb #bf1c6d43
 @app.command()
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[int, typer.Option(min=0, help='Guide on every so-manieth step; 0 is never.')]=20,
-          scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default measured for 64 px, else that of the published code.')]=None,
+          scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default chosen for 64 px, else that of the published code.')]=None,
           steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps; then --every wants a smaller number, too.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           prior: PriorOption='faces64', device: DeviceOption=None):
@@ -218,16 +218,15 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 
     Example: gen2res album old.jpg -o albums --n 16
     """
-    from gen2res.album import album_sheet, generative_album
+    from gen2res.album import album_sheet, generative_album, keep_only
     from gen2res.images import each_file, save_image
     from gen2res.restore import read_face
     p,taken = _prior(prior, device),set()
     def one(path):
         if path.stem in taken: raise ValueError(f'{path.stem}: another photo of this call has the same name without its suffix; give it another --out')
         taken.add(path.stem)
-        for old in (out/path.stem).glob('album_*.png'):
-            if not seed <= int(old.stem[6:]) < seed+n: old.unlink()                  # of an earlier, larger album
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
+        keep_only(out/path.stem, range(seed, seed+n))
         _say(out/path.stem, save_image(album_sheet(pictures), out/f'{path.stem}_sheet.png', overwrite=True))
     try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
@@ -258,7 +257,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     p = _prior(prior, device)
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
     try: typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
-    except (ValueError, OSError, RuntimeError) as e: stop(f'{str(e).splitlines()[0]}; what was done lies in {state}, remove it to start anew')
+    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0] + (f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
 # %% ../nbs/18_cli.ipynb #1be58c25

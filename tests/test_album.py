@@ -133,3 +133,9 @@ def test_nothing_usable(tmp_path):
     with pytest.raises(ImageError, match='no pictures here'): personal_album(tmp_path)
     (tmp_path/'a.png').touch()
     with pytest.raises(ImageError, match='none of 1 files can be used'): personal_album(tmp_path)
+
+def test_only_made_pictures_are_removed(tiny, tmp_path):
+    made(tiny, n=3, folder=tmp_path)
+    save_image(astronaut(64), tmp_path/'album_holiday.png'); (tmp_path/'album_0009.png').write_bytes(b'mine')
+    A.keep_only(tmp_path, range(2))
+    assert sorted(p.name for p in tmp_path.iterdir())==['album_0000.png', 'album_0001.png', 'album_0009.png', 'album_holiday.png']
