@@ -27,7 +27,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #58524388
+# %% ../nbs/18_cli.ipynb #46531cc4
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 ForceOption = Annotated[bool, typer.Option('--force', '-f', help='Replace existing results.')]
@@ -38,17 +38,17 @@ def _say(*lines, sep='\n'):
     lines = [str(l).encode('utf8', 'backslashreplace').decode() for l in lines]     # file names need not be text
     for line in lines: tqdm.write(line, file=sys.stderr if line.startswith('failed:') else sys.stdout)
 
-def _restorer(p, recipe, K, steps, generative, album, person, tuning, seed, progress):
+def _restorer(p, recipe, generative, album, person, bf16, **kw):
     "The restorer that the options ask for."
     import torch
     from gen2res.album import personal_album
     from gen2res.restore import Restorer, recipe_arguments
     from gen2res.tune import load_person
     if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
-    kw = dict(K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31)
-    if generative is not None: return Restorer(p, 'generative', n=generative, **kw)
-    if album is not None: return Restorer(p, 'personal', album=_warned(personal_album, album, p.side), **kw)
-    if person: p,kw['K'] = load_person(person, p, p.device),recipe_arguments('personal', torch.zeros(1, 3, p.side, p.side), p, K)['K']
+    if generative is not None: recipe,kw['n'] = 'generative',generative
+    if album is not None: recipe,kw['album'] = 'personal',_warned(personal_album, album, p.side)
+    if person: p,kw['K'] = load_person(person, p, p.device),recipe_arguments('personal', torch.zeros(1, 3, p.side, p.side), p, kw['K'])['K']
+    p.bf16 = bf16
     return Restorer(p, recipe or 'plain', **kw)
 
 def _warned(f, *args):
@@ -72,20 +72,26 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
             samples: Annotated[int, typer.Option(min=1, help='Several answers, the most faithful of them kept; the sheet shows all, and where they differ.')]=1,
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
+            bf16: Annotated[bool, typer.Option('--bf16', help='Compute the prior in bfloat16: faster where the hardware can, and slightly different pictures.')]=False,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Restore the face in each photo: writes NAME_restored.png, a before/after sheet and a record.
 
+    Killed while it makes an album or tunes, and started again, it goes on where it was.
+
     Example: gen2res restore old.jpg box/ -o restored --album photos_of_her/ --samples 4
     """
+    import shutil
     from gen2res.restore import restore_example, restore_files
     from gen2res.tune import PRESETS
     p,kw,progress = _prior(prior, device),dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty()
     if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
     if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+    unfinished = out/'.gen2res-unfinished'
     try:
-        r = _restorer(p, recipe, K, steps, generative, album, person, tuning, seed, progress)
+        r = _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **kw)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
+    shutil.rmtree(unfinished, ignore_errors=True)                     # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #281f6f5e

@@ -21,12 +21,13 @@ from .images import atomic
 from .schedule import Schedule, per_image
 from .unet import FAMILIES, UNet
 
-# %% ../nbs/03_prior.ipynb #9b7fd7be
+# %% ../nbs/03_prior.ipynb #d5addfc6
 Pred = namedtuple('Pred', 'x0 eps var')
 Pred.__doc__ = "x0, eps: B x 3 x H x W. var: None, or the learned interpolation v in [-1, 1] between the log variances of a step."
 
 class Prior:
     "A denoising network with what is needed to use it. `prior(x, t)` -> `Pred(x0, eps, var)`."
+    bf16 = False # True: the network computes in bfloat16, faster where the hardware can; its answer is float32 all the same
     def __init__(self, model, # network: model(x, t) -> B x 3 or 6 x H x W
                  schedule:Schedule, side:int, # what it was trained with; picture side in pixels
                  variance:str='fixed_small', # 'learned' (6 outputs), 'fixed_small' or 'fixed_large' (3)
@@ -45,7 +46,8 @@ class Prior:
 
     def __call__(self, x, # B x 3 x H x W, noisy
                  t): # noise index, or B of them
-        out = self.model(x, torch.full((len(x),), t, device=x.device) if isinstance(t, Integral) else t).float()
+        t_each = torch.full((len(x),), t, device=x.device) if isinstance(t, Integral) else t
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): out = self.model(x, t_each).float()
         eps,var = (out.chunk(2, 1) if self.variance=='learned' else (out, None))
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
 

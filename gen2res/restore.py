@@ -8,8 +8,8 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'ALBUMS', 'SMALLEST', 'Paths', 'HOW',
            'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square', 'restore_example',
            'restore_files']
 
-# %% ../nbs/10_restore.ipynb #5d90fae4
-import json
+# %% ../nbs/10_restore.ipynb #5aceb6d3
+import hashlib, json
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     own = prior.schedule.T if r.K is None else at.t(r.K)
     return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #41de10e8
+# %% ../nbs/10_restore.ipynb #cd95663a
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -96,22 +96,27 @@ class Restorer:
                  n:int=16, every:int=ALBUM_EVERY, scale:float|None=None, album_steps=None, # of a generative album
                  tuning:dict|str='fast', # arguments of `tune`, or the name of a preset
                  seed:int=0, # of album and tuning
+                 folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
                  progress:bool=False):
         if recipe=='personal' and album is None: raise ValueError("the recipe 'personal' needs an album; see personal_album")
         recipe_arguments(recipe, torch.zeros(1, 3, prior.side, prior.side), prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress = prior,recipe,K,steps,seed,progress
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
         self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
-        self.album,self.person = album if recipe=='personal' else None,None
+        self.album,self.person,self.folder = album if recipe=='personal' else None,None,folder
         prior.schedule.timesteps(self.settings()['K'], steps)                              # complains now, not after an hour of tuning
 
-    def _tuned(self, album): return tune(self.base, album, seed=self.seed, progress=self.progress, **self.tuning)
+    def _unfinished(self, pictures, what):
+        "Where the work on these pictures is kept: a folder named by all that determines it."
+        return self.folder and Path(self.folder)/hashlib.sha256(f'{json.dumps(self.settings(), sort_keys=True)}{album_hash(to_u8(pictures))}'.encode()).hexdigest()[:16]/what
+
+    def _tuned(self, album): return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, **self.tuning)
 
     def prior_for(self, y):
         "The prior that this one photo (1 x 3 x S x S) is restored with."
         if self.recipe=='personal': self.person = self.person or self._tuned(self.album)
         if self.recipe!='generative': return self.person or self.base
-        return self._tuned(generative_album(y, self.base, **self.made, seeds=self.seed, progress=self.progress))
+        return self._tuned(generative_album(y, self.base, **self.made, seeds=self.seed, folder=self._unfinished(y, 'album'), progress=self.progress))
 
     def arguments(self, y): return recipe_arguments(self.recipe, y, self.base, self.K) | dict(steps=self.steps)
 
@@ -131,6 +136,7 @@ class Restorer:
         "What determines the result, beside the photo and the seed."
         K = self.arguments(torch.zeros(1, 3, self.base.side, self.base.side))['K']
         about = dict(recipe=self.recipe, prior=self.base.name, weights=self.base.fingerprint(), K=K, steps=self.steps)
+        if self.base.bf16: about |= dict(bf16=True)
         if self.recipe in ALBUMS: about |= dict(tuning=self.tuning, album=self.made or album_hash(to_u8(self.album)), album_seed=self.seed)
         return about
 
@@ -148,7 +154,7 @@ def most_faithful(samples, y, N:int=4) -> int: # y: 1 x 3 x H x W
     "Index of the sample whose low frequencies are nearest to the photo's."
     return (lowpass(samples, N)-lowpass(y.to(samples), N)).pow(2).flatten(1).mean(1).argmin().item()
 
-# %% ../nbs/10_restore.ipynb #62c199a9
+# %% ../nbs/10_restore.ipynb #1afc15bf
 def record(settings, # of Restorer.settings
            seed=0, samples=1, kept=0, source='', how='aligned') -> dict: # kept: which of the samples this is; source: the photo's name; how: see face_square
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
@@ -165,6 +171,7 @@ def read_record(path) -> dict:
 def restorer_of(record, prior, album=None) -> Restorer:
     "The restorer that a record speaks of. Raises ValueError if the prior is another."
     if record['weights']!=prior.fingerprint(): raise ValueError(f'made with {record["prior"]}, weights {record["weights"]}; this is {prior.name}, weights {prior.fingerprint()}')
+    if record.get('bf16', False)!=prior.bf16: raise ValueError(f'made with bf16 = {record.get("bf16", False)}; set it on the prior')
     if record['recipe']=='personal' and (album is None or album_hash(to_u8(album))!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
     made = {'album_steps' if k=='steps' else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items() if k!='K'}
     return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning', 'fast'), seed=record.get('album_seed', 0))
@@ -181,7 +188,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #c466c9bf
+# %% ../nbs/10_restore.ipynb #ae52ffa1
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -192,7 +199,7 @@ def _check_free(name, out, force, taken=()):
     old = [p for p in result_paths(name, out) if p.exists()]
     if old and not force: raise ImageError(f'{old[0]}: exists already; --force replaces it')
 
-HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'aligned': 'photo'} # labels by face_square's answer
+HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
 
 def _tiles(y, xs, best, K, how, truth):
     "(pictures, labels) of the sheet: of one sample before, after and truth; of several all of them and their spread."

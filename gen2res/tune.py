@@ -23,7 +23,7 @@ PRESETS = { # arguments of tune
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
     'fast':       dict(iters=400,  batch=4, lr=1e-4, dropout=.1, decay=.7)}
 
-# %% ../nbs/09_tune.ipynb #65b733a6
+# %% ../nbs/09_tune.ipynb #bf5dbcfe
 def to_u8(x): return ((x+1)*127.5).round().clamp(0, 255).byte()
 
 def album_hash(images) -> str: # N x 3 x S x S, uint8
@@ -54,6 +54,7 @@ class Tuner(Trainer):
         s = self.start
         tuned = Prior(merged(self.avg) if self.rank else copy.deepcopy(self.avg), s.schedule, s.side, s.variance, s.name, {**s.card, 'tuned': self.about()})
         tuned.model.eval().requires_grad_(False)
+        tuned.bf16 = s.bf16
         tuned.adapter = adapter_state(self.avg, s, self.rank) if self.rank else None
         return tuned
 

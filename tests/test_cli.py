@@ -136,3 +136,11 @@ def damaged_face():
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
+def test_a_killed_restore_leaves_no_trace_once_it_is_done(tmp_path, monkeypatch):
+    from gen2res import tune
+    monkeypatch.setitem(tune.PRESETS, 'fast', dict(iters=2, batch=1, lr=1e-4))
+    monkeypatch.setattr('gen2res.restore.generative_album', lambda y, *a, folder, **kw: save_image(y, folder/'album_0000.png') and y)
+    seen,real = [],tune.Tuner.run
+    monkeypatch.setattr(tune.Tuner, 'run', lambda self, *a: seen.append(self.out.exists()) or real(self, *a))
+    code,out,err = run('restore', 'astronaut', '-o', tmp_path/'o', '--steps', 2, '--generative', 1)
+    assert code==0 and seen==[True] and len(list((tmp_path/'o').iterdir()))==3, err

@@ -83,3 +83,26 @@ def test_files_of_an_example(faces64, tmp_path):
     about = json.loads((tmp_path/'astronaut_restored.json').read_text())
     assert about['gen2res']['samples']==2 and 'generative model' in about['Comment'] and about['gen2res']==read_record(tmp_path/'astronaut_restored.png')
     assert Image.open(tmp_path/'astronaut_sheet.png').text['Comment']==about['Comment']
+
+def test_bf16_is_near_and_on_record(tiny):
+    exact = Restorer(tiny, K=20)(y, seeds=7)
+    tiny.bf16 = True
+    r = Restorer(tiny, K=20); quick = r(y, seeds=7)
+    assert 0 < (quick-exact).abs().max() < .1 and r.settings()['bf16'] and quick.dtype==torch.float32
+    assert torch.equal(restorer_of(json.loads(record(r.settings())['gen2res']), tiny)(y, seeds=7), quick)
+    tiny.bf16 = False
+    assert 'bf16' not in Restorer(tiny, K=20).settings()
+    with pytest.raises(ValueError, match='made with bf16 = True'): restorer_of(json.loads(record(r.settings()|dict(bf16=True))['gen2res']), tiny)
+
+def test_a_killed_restoration_goes_on(tiny, tmp_path, monkeypatch):
+    from gen2res.tune import Tuner
+    kw = dict(K=20, n=2, album_steps=8, every=2, tuning=QUICK); want = Restorer(tiny, 'generative', **kw)(y, seeds=7)
+    done,step = [],Tuner.step
+    def killed(self):
+        if self.it==2: self.save(); raise KeyboardInterrupt
+        return step(self)
+    monkeypatch.setattr(Tuner, 'step', killed)
+    with pytest.raises(KeyboardInterrupt): Restorer(tiny, 'generative', folder=tmp_path, **kw)(y, seeds=7)
+    assert len(list(tmp_path.rglob('album_*.png')))==2 and len(list(tmp_path.rglob('state.pt')))==1
+    monkeypatch.setattr(Tuner, 'step', lambda self: done.append(self.it) or step(self))
+    assert torch.equal(Restorer(tiny, 'generative', folder=tmp_path, **kw)(y, seeds=7), want) and done==[2]
