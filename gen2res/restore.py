@@ -86,7 +86,7 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     own = prior.schedule.T if r.K is None else at.t(r.K)
     return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #cd95663a
+# %% ../nbs/10_restore.ipynb #40384eee
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -131,6 +131,12 @@ class Restorer:
         return torch.cat([self._walk(im, self.prior_for(im), [s], **kw) for im,s in zip(y.split(1), rng)])
 
     def _walk(self, y, prior, seeds, **kw): return restore(y, prior, seeds=seeds, **self.arguments(y), **kw)
+
+    @property
+    def side(self): return self.base.side
+
+    @property
+    def title(self): return f'restored, K = {self.settings()["K"]}'
 
     def settings(self) -> dict:
         "What determines the result, beside the photo and the seed."
@@ -188,7 +194,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #ae52ffa1
+# %% ../nbs/10_restore.ipynb #5dd60bcb
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -201,9 +207,9 @@ def _check_free(name, out, force, taken=()):
 
 HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
 
-def _tiles(y, xs, best, K, how, truth):
+def _tiles(y, xs, best, title, how, truth):
     "(pictures, labels) of the sheet: of one sample before, after and truth; of several all of them and their spread."
-    if len(xs)==1: tiles = [(y, HOW[how]), (xs, f'restored, K = {K}')]
+    if len(xs)==1: tiles = [(y, HOW[how]), (xs, title)]
     else: tiles = [(y, HOW[how])] + [(x, f'{i+1}: most faithful' if i==best else f'{i+1}') for i,x in enumerate(xs)] + [(spread_map(xs), 'spread: bright is invented')]
     return zip(*tiles + ([] if truth is None else [(truth, 'truth')]))
 
@@ -214,7 +220,7 @@ def restore_square(y, # 1 x 3 x side x side
     xs = restorer(y, seed, samples, **kw).cpu()
     best,settings,to = most_faithful(xs, y),restorer.settings(),result_paths(name, out)
     about = record(settings, seed, samples, best, name, how)
-    pictures,labels = _tiles(y, xs, best, settings['K'], how, truth)
+    pictures,labels = _tiles(y, xs, best, restorer.title, how, truth)
     save_image(xs[best:best+1], to.restored, about, overwrite=force)
     save_image(before_after(pictures, labels), to.sheet, about, overwrite=force)
     with atomic(to.record) as f: f.write(json.dumps({**about, 'gen2res': json.loads(about['gen2res'])}, indent=1).encode())
@@ -223,7 +229,7 @@ def restore_square(y, # 1 x 3 x side x side
 def restore_example(restorer, out='restored', force:bool=False, report=print, **kw): # kw: seed, samples
     "The damaged astronaut, restored. Returns the failures, like restore_files: none."
     _check_free('astronaut', out, force)
-    y,truth = damaged_astronaut(restorer.base.side)
+    y,truth = damaged_astronaut(restorer.side)
     report(*restore_square(y, restorer, 'astronaut', out, force=force, truth=truth, **kw), sep='\n')
     return []
 
@@ -237,7 +243,7 @@ def restore_files(paths, # files and folders
     taken = set()
     def one(path):
         _check_free(path.stem, out, force, taken)
-        y,how = read_face(path, restorer.base.side)
+        y,how = read_face(path, restorer.side)
         taken.add(path.stem)
         report(*restore_square(y, restorer, path.stem, out, force=force, how=how, **kw), sep='\n')
     return each_file(paths, one, progress, report)

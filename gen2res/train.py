@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
-           'small_arch', 'Trainer']
+           'small_arch', 'Run', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, json, math, time
@@ -91,28 +91,117 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #d0d5c0a7
+# %% ../nbs/17_train.ipynb #a85e5a8a
+class Run:
+    "A training that survives being killed: its state, its log and its progress. What is trained, and on what, its subclasses say."
+    device,best,spent,it = torch.device('cpu'),math.inf,0.,0
+    def __init__(self, out, # folder of the run; None: nothing is written, nothing can be resumed
+                 iters:int, lr:float, warmup:int=0, decay:float=.35, # decay: share of the run over which the rate falls
+                 floor:float=0., cosine:bool=False, # share of lr that is left at the end; fall along a cosine, not a line
+                 ema:float=.9995, seed:int=0, log_every:int=100, val_every:int=1000, sample_every:int=0, # iterations; 0: never
+                 save_seconds:float=150.): # a killed run loses at most this much
+        if iters<1: raise ValueError(f'nothing to train: {iters} iterations')
+        self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
+        self.out = out and Path(out)
+        if out: self.out.mkdir(parents=True, exist_ok=True)
+
+    # -- what a subclass says --------------------------------------------------
+    def parts(self) -> dict: "Everything with a state_dict that must be there to go on, by name."; raise NotImplementedError
+    def fixed(self) -> dict: "Settings that a resumed run must share."; raise NotImplementedError
+    def step(self) -> float: "One iteration; returns the loss, raises ValueError if it is no longer a number."; raise NotImplementedError
+    def validate(self) -> dict|None: "Measure; keep the best."
+    def sheet(self): "Show what it can do."
+    def finish(self): "Save the result, return it."
+
+    # -- state -----------------------------------------------------------------
+    @property
+    def state_file(self): return self.out/'state.pt'
+
+    def save(self):
+        if not self.out: return
+        state = {k: v.state_dict() for k,v in self.parts().items()}
+        with atomic(self.state_file) as f: torch.save(state | dict(it=self.it, best=self.best, spent=self.spent, fixed=self.fixed()), f)
+
+    def resume(self):
+        "Continue from out/state.pt if it is there and of the same run."
+        if not self.out or not self.state_file.exists(): return
+        try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
+        other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, v)!=v]
+        if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
+        for k,v in self.parts().items(): v.load_state_dict(s[k])
+        self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
+        self._trim_log()
+
+    def _trim_log(self):
+        "Forget what was logged after the state that is resumed."
+        log = self.out/'log.jsonl'
+        if not log.exists(): return
+        kept = [l for l in log.read_text().splitlines() if json.loads(l)['it']<=self.it]
+        with atomic(log) as f: f.write(''.join(f'{l}\n' for l in kept).encode())
+
+    # -- one iteration ---------------------------------------------------------
+    def lr_at(self, it):
+        "Warm-up, constant, then down to `floor` at `iters`."
+        left = min(1, (self.iters-it)/max(1, self.decay*self.iters))                  # 1 while constant, 0 at the end
+        fall = .5-.5*math.cos(math.pi*left) if self.cosine else left
+        return self.lr*min(1, (it+1)/max(1, self.warmup))*(self.floor+(1-self.floor)*fall)
+
+    def seeds_at(self, it):
+        "A generator for the batch of iteration `it`, and the global one (dropout) likewise: functions of the seed and `it` alone."
+        torch.manual_seed(self.seed*1_000_003+it)
+        return torch.Generator().manual_seed(self.seed*1_000_003+it)
+
+    def checked(self, loss):
+        if not loss.isfinite(): raise ValueError(f'{self.out or self.name}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
+        return loss
+
+    @torch.no_grad()
+    def average(self, avg, model):
+        "Move averaged weights towards those of the model."
+        w = min(self.ema, (1+self.it)/(10+self.it))                          # a short memory at first
+        torch._foreach_lerp_(list(avg.parameters()), list(model.parameters()), 1-w)
+
+    # -- the run ---------------------------------------------------------------
+    def log(self, losses):
+        "One JSON line; now and then with a validation."
+        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
+        if self.val_every and self.it%self.val_every==0 and (val := self.validate()) is not None: row['val'] = val
+        if self.out:
+            with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
+
+    def run(self, progress:bool=True, callback=None): # callback(run, loss) after each iteration; raise to stop
+        "Train to `iters`; returns what `finish` returns."
+        losses,saved = [],time.time()
+        start = saved-self.spent
+        for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not progress, unit='it'):
+            losses.append(self.step())
+            self.spent = time.time()-start
+            if callback: callback(self, losses[-1])
+            if self.it%self.log_every==0: self.log(losses); losses = []
+            if self.sample_every and self.it%self.sample_every==0: self.sheet()
+            if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
+        self.save()
+        return self.finish()
+
+# %% ../nbs/17_train.ipynb #e58c6911
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
-class Trainer:
+class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     def __init__(self, images, # N x 3 x S x S, uint8
                  out, # folder of the run; None: nothing is written, nothing can be resumed
                  arch:dict, # UNet arguments
                  val=None, # like images: other people
                  iters:int=10_000, batch:int=32, lr:float=5e-4, warmup:int=200,
-                 decay:float=.35, # share of the run over which the rate falls to zero
-                 ema:float=.9995, min_snr:float|None=20., boost:float=.5, # see loss_weights
+                 min_snr:float|None=20., boost:float=.5, # see loss_weights
                  flips:bool=True, seed:int=0, below:int|None=None, # train only on noise levels below this
-                 log_every:int=100, val_every:int=1000, sample_every:int=0, # iterations; 0: never
-                 save_seconds:float=150., # a killed run loses at most this much
                  amp:bool=True, # bf16 autocast
-                 compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None):
+                 compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
-        self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
-        self.out,self.device,self.schedule,self.it = out and Path(out),torch.device(device or best_device()),schedule or Schedule.linear(),0
-        self.best,self.spent = math.inf,0.
-        if out: self.out.mkdir(parents=True, exist_ok=True)
+        super().__init__(out, iters, lr, warmup, seed=seed, **kw)
+        self.images,self.arch,self.val,self.batch,self.flips,self.below,self.amp,self.name = images,arch,val,batch,flips,below,amp,name
+        self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -132,47 +221,17 @@ class Trainer:
 
     def _optimizer(self): return torch.optim.AdamW(self.model.parameters(), self.lr, betas=(.9, .99), weight_decay=.01, fused=self.device.type!='mps')
 
-    # -- state ---------------------------------------------------------------
-    @property
-    def state_file(self): return self.out/'state.pt'
-
-    def _fixed(self): return dict(arch=json.dumps(self.arch, sort_keys=True), batch=self.batch, seed=self.seed, pictures=len(self.images))
-
-    def save(self):
-        if not self.out: return
-        with atomic(self.state_file) as f:
-            torch.save(dict(model=self.model.state_dict(), ema=self.avg.state_dict(), opt=self.opt.state_dict(), it=self.it, best=self.best, spent=self.spent, fixed=self._fixed()), f)
-
-    def resume(self):
-        "Continue from out/state.pt if it is there and of the same run."
-        if not self.out or not self.state_file.exists(): return
-        try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
-        except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
-        other = [k for k,v in self._fixed().items() if s.get('fixed', {}).get(k, v)!=v]
-        if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
-        self.model.load_state_dict(s['model']); self.avg.load_state_dict(s['ema']); self.opt.load_state_dict(s['opt'])
-        self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
-        self._trim_log()
-
-    def _trim_log(self):
-        "Forget what was logged after the state that is resumed."
-        log = self.out/'log.jsonl'
-        if not log.exists(): return
-        kept = [l for l in log.read_text().splitlines() if json.loads(l)['it']<=self.it]
-        with atomic(log) as f: f.write(''.join(f'{l}\n' for l in kept).encode())
+    def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
+    def fixed(self): return dict(arch=json.dumps(self.arch, sort_keys=True), batch=self.batch, seed=self.seed, pictures=len(self.images))
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
         return Prior(self.avg, self.schedule, self.arch['image_size'], 'learned' if self.avg.config['out_channels']==6 else 'fixed_small', self.name, card)
 
     # -- one iteration -------------------------------------------------------
-    def lr_at(self, it):
-        "Warm-up, constant, then straight down to zero at `iters`."
-        return self.lr*min(1, (it+1)/max(1, self.warmup))*min(1, (self.iters-it)/max(1, self.decay*self.iters))
-
     def batch_at(self, it):
-        "Pictures, noise levels and noise of iteration `it`: a function of the seed and `it` alone."
-        g = torch.Generator().manual_seed(self.seed*1_000_003+it)
+        "Pictures, noise levels and noise of iteration `it`."
+        g = self.seeds_at(it)
         x0 = to_unit(self.images[torch.randint(0, len(self.images), (self.batch,), generator=g)])
         flip = torch.rand(self.batch, generator=g) < .5
         if self.flips: x0[flip] = x0[flip].flip(-1)
@@ -184,22 +243,14 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
 
     def step(self) -> float:
-        "One iteration; returns the loss."
         for group in self.opt.param_groups: group['lr'] = self.lr_at(self.it)
-        torch.manual_seed(self.seed*1_000_003+self.it)                       # dropout, too, depends on `it` alone
         x0,t,noise = self.batch_at(self.it)
         x_t = self.schedule.diffuse(x0, t, noise)
-        loss = diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).mean()
-        if not loss.isfinite(): raise ValueError(f'{self.out or self.name}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
+        loss = self.checked(diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).mean())
         self.opt.zero_grad(set_to_none=True); loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
-        self.opt.step(); self._average(); self.it += 1
+        self.opt.step(); self.average(self.avg, self.model); self.it += 1
         return loss.item()
-
-    @torch.no_grad()
-    def _average(self):
-        w = min(self.ema, (1+self.it)/(10+self.it))                          # a short memory at first
-        torch._foreach_lerp_(list(self.avg.parameters()), list(self.model.parameters()), 1-w)
 
     # -- looking at it -------------------------------------------------------
     @torch.no_grad()
@@ -215,39 +266,20 @@ class Trainer:
             out[t] = float(f'{torch.cat(errs).mean():.4g}')
         return out
 
-    def log(self, losses):
-        "One JSON line; with validation, also the prior as it is, and the best so far."
-        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
-        if self.val is not None and self.it%self.val_every==0: row['val'] = self.validate()
-        if self.out:
-            with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
-
-    def validate(self) -> dict:
+    def validate(self):
         "Errors by noise level; saves out/prior, and out/best if their geometric mean is the lowest yet."
+        if self.val is None: return
         val = self.errors()
         score = math.exp(np.mean([math.log(v) for v in val.values()]))
-        save_prior(self.prior(iterations=self.it, validation=val), self.out/'prior')
-        if score < self.best:
-            self.best = score
-            save_prior(self.prior(iterations=self.it, validation=val), self.out/'best')
+        better,self.best = score < self.best,min(score, self.best)
+        for place in ['prior']+['best']*better:
+            if self.out: save_prior(self.prior(iterations=self.it, validation=val), self.out/place)
         return val
 
     def sheet(self, n:int=16, steps:int=100):
         "A sheet of samples, the same seeds every time."
         save_image(grid(generate(self.prior(), n, steps), cols=8), self.out/f'samples_{self.it:06}.png')
 
-    # -- the run -------------------------------------------------------------
-    def run(self, progress:bool=True, callback=None) -> Prior: # callback(trainer, loss) after each iteration; raise to stop
-        "Train to `iters` and save the prior."
-        losses,saved = [],time.time()
-        start = saved-self.spent
-        for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not progress, unit='it'):
-            losses.append(self.step())
-            self.spent = time.time()-start
-            if callback: callback(self, losses[-1])
-            if self.it%self.log_every==0: self.log(losses); losses = []
-            if self.sample_every and self.it%self.sample_every==0: self.sheet()
-            if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
-        self.save()
+    def finish(self) -> Prior:
         if self.out: save_prior(self.prior(iterations=self.it), self.out/'prior')
         return self.prior()

@@ -17,13 +17,13 @@ from .images import atomic, resize
 from .prior import Prior, PriorError, load_prior, save_prior
 from .train import Trainer
 
-# %% ../nbs/09_tune.ipynb #35bd51f4
+# %% ../nbs/09_tune.ipynb #855fcf2b
 PRESETS = { # arguments of tune
     'generative': dict(iters=3000, batch=4, lr=1e-5, dropout=.1), # Gen2Res Table S1
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
-    'fast':       dict(iters=400,  batch=4, lr=1e-4, dropout=.1, decay=.7)}
+    'fast':       dict(iters=200,  batch=4, lr=3e-4, dropout=.1, decay=.7)}
 
-# %% ../nbs/09_tune.ipynb #bf5dbcfe
+# %% ../nbs/09_tune.ipynb #7ab7023b
 def to_u8(x): return ((x+1)*127.5).round().clamp(0, 255).byte()
 
 def album_hash(images) -> str: # N x 3 x S x S, uint8
@@ -44,8 +44,8 @@ class Tuner(Trainer):
             if isinstance(m, nn.Dropout): m.p = self.p
         return adapted(net, self.rank) if self.rank else net
 
-    def _fixed(self):
-        return super()._fixed() | dict(album=album_hash(self.images), prior=self.start.fingerprint(), **{k: getattr(self, k) for k in ('rank', 'p', 'lr', 'below', 'iters', 'decay', 'ema', 'flips', 'amp')})
+    def fixed(self):
+        return super().fixed() | dict(album=album_hash(self.images), prior=self.start.fingerprint(), **{k: getattr(self, k) for k in ('rank', 'p', 'lr', 'below', 'iters', 'decay', 'ema', 'flips', 'amp')})
 
     def _optimizer(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], self.lr)
 

@@ -144,3 +144,47 @@ def test_a_killed_restore_leaves_no_trace_once_it_is_done(tmp_path, monkeypatch)
     monkeypatch.setattr(tune.Tuner, 'run', lambda self, *a: seen.append(self.out.exists()) or real(self, *a))
     code,out,err = run('restore', 'astronaut', '-o', tmp_path/'o', '--steps', 2, '--generative', 1)
     assert code==0 and seen==[True] and len(list((tmp_path/'o').iterdir()))==3, err
+
+# -- restorers ----------------------------------------------------------------
+
+@pytest.fixture
+def restorer(tmp_path):
+    from gen2res.restorers import save_restorer, small_swinir
+    torch.manual_seed(0)
+    return save_restorer(small_swinir(64, width=12, depths=(2,), heads=2), tmp_path/'r.safetensors')
+
+def test_one_pass_without_a_prior(tmp_path, restorer, monkeypatch):
+    from gen2res.restorers import load_restorer
+    from gen2res.restore import damaged_astronaut, read_record
+    from gen2res.images import to_array
+    monkeypatch.setattr('gen2res.prior.load_prior', lambda *a: pytest.fail('a prior was loaded'))
+    code,out,err = run('restore', 'astronaut', '--restorer', restorer, '-o', tmp_path/'o', '--device', 'cpu')
+    about = read_record(tmp_path/'o'/'astronaut_restored.png')
+    assert code==0 and about['recipe']=='one pass' and len(about['weights'])==12, err
+    assert (to_array(load_restorer(restorer, 'cpu')(damaged_astronaut()[0]))==to_array(load_image(tmp_path/'o'/'astronaut_restored.png'))).all()
+
+@pytest.mark.parametrize('options,say', [(('--K', 20), 'works in one pass'), (('--recipe', 'ilvr'), 'works in one pass'), (('--samples', 2), 'works in one pass'), (('--fidelity', .5), 'number of CodeFormer')])
+def test_one_pass_refuses(tmp_path, restorer, options, say):
+    code,_,err = run('restore', 'astronaut', '--restorer', restorer, '-o', tmp_path, *options)
+    assert code==2 and say in err
+
+def test_targets_then_tuning(tmp_path, restorer):
+    for i in range(2): save_image(astronaut(64), tmp_path/'lq'/f'{i}.png')
+    code,out,err = run('targets', tmp_path/'lq', '-o', tmp_path/'t', '-r', restorer, '--K', 8, '--N', 4, '--device', 'cpu')
+    assert code==0 and '2 targets' in out and json.loads((tmp_path/'t'/'targets.json').read_text())['1']['N']==4, err
+    code,out,err = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '--iters', 1, '--batch', 1, '-w', tmp_path/'w', '-o', tmp_path/'a.safetensors', '--device', 'cpu')
+    assert code==0 and (tmp_path/'a.safetensors').exists(), err
+    again = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '-o', tmp_path/'a.safetensors')
+    assert again[0]==2 and '--force replaces it' in again[2]
+
+def test_adapt(tmp_path, restorer):
+    for i in range(2): save_image(astronaut(64), tmp_path/'lq'/f'{i}.png')
+    code,out,err = run('adapt', '--lq', tmp_path/'lq', '-r', restorer, '--real', tmp_path/'lq', '--K', 8, '--iters', 1, '--batch', 2, '-w', tmp_path/'w', '-o', tmp_path/'a.safetensors', '--device', 'cpu')
+    assert code==0 and len(list((tmp_path/'w'/'targets').glob('*.png')))==2 and (tmp_path/'a.safetensors').exists(), err
+
+@pytest.mark.parametrize('args,say', [(('targets', 'nowhere'), 'nowhere'), (('targets', '.', '-r', 'nobody'), 'no such restorer'), (('tune-restorer', '.', '.', '-r', 'none'), 'nothing to tune'),
+                                      (('adapt', '--lq', '.', '-r', 'none'), 'nothing to tune'), (('tune-restorer', '.', '.', '-r', 'swinir64', '--preset', 'x'), 'no preset')])
+def test_restorer_commands_in_one_line(tmp_path, args, say, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code,_,err = run(*args)
+    assert code==2 and say in err and len(err.strip().splitlines())==1
