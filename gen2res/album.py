@@ -33,7 +33,7 @@ def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_S
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
-# %% ../nbs/08_album.ipynb #6fc59d46
+# %% ../nbs/08_album.ipynb #8b359596
 def _name(step):
     "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
     return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
@@ -49,6 +49,11 @@ def _kept(path, key):
         with Image.open(path) as im: same = im.text.get('gen2res-album')==key
         return load_image(path) if same else None
     except (OSError, AttributeError, SyntaxError, ImageError): return None
+
+def _foreign(path) -> bool:
+    "A whole picture that nobody made here?"
+    try: return path.exists() and load_image(path) is not None and not _made(path)
+    except ImageError: return False
 
 def _draw(y, prior, seeds, K, every, scale, last, norm, steps, step, **kw):
     "Guided walks from the noised photo, one per seed."
@@ -78,6 +83,8 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step))
     keys = {s: _key(y, prior, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
+    foreign = [path(s) for s in seeds if folder and _foreign(path(s))]
+    if foreign: raise ImageError(f'{foreign[0]}: is there already, and not a picture of an album; choose another folder')
     made = {s: im for s in seeds if folder and (im := _kept(path(s), keys[s])) is not None}
     for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), [s for s in seeds if s not in made], batch or (4 if prior.device.type=='cpu' else n)):
         for s,im in zip(some, pictures.split(1)):

@@ -44,7 +44,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #2cff99ac
+# %% ../nbs/16_bench.ipynb #a8743582
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -86,7 +86,7 @@ def _ladder(m, worse, truth) -> tuple: # -> values and their intervals (3 x stre
 def metric_order(data, names=None, n=None): # names: None is all that can run here; n: only the first n pictures
     "Rows of metrics.csv, as they are measured: each metric against each damage's strength."
     truth = load_faces(data, 'faces_val_64.npz')['images'][:n]
-    ms = [metric(k) for k in names or METRICS if not can_run(k) and k!='ms_ssim']             # ms_ssim needs 161 pixels
+    ms = [metric(k) for k in names or [k for k in METRICS if not can_run(k) and k!='ms_ssim']] # ms_ssim needs 161 pixels
     for damage,ladder in LADDERS.items():
         worse = [degrade(truth, recipe, seeds=0, **fixed) for recipe,fixed in ladder]
         for m in ms:

@@ -368,24 +368,34 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #1be58c25
+# %% ../nbs/18_cli.ipynb #f572c0d8
+def _rows(what, data, work, prior, device):
+    "The measurement of this name as a function without arguments, or None."
+    from gen2res.bench import MEASURES
+    from gen2res.claims import CLAIMS
+    if what in MEASURES: return lambda: MEASURES[what](data)
+    claim = CLAIMS.get(what.removeprefix('claim-'))
+    return claim and what.startswith('claim-') and (lambda: claim(data, _prior(prior, device), work, sys.stderr.isatty()))
+
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='metrics, identity: folder with faces_val_64.npz and albums_128.npz.')]=None,
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims, hours each.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop and times: folder with faces_val_64.npz and albums_128.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
-          prior: PriorOption='faces64', device: DeviceOption=None):
+          work: WorkOption=Path('claims'), prior: PriorOption='faces64', device: DeviceOption=None):
     """Benchmarks and measurements: speed as ratios in one run, quality as tables.
 
     Example: gen2res bench metrics --data faces
     """
     from gen2res.bench import BENCHES, MEASURES, save_rows
-    if what in MEASURES:
+    from gen2res.claims import CLAIMS
+    rows = _rows(what, data, work, prior, device)
+    if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
-        try: typer.echo(save_rows(MEASURES[what](data), out or f'nbs/measured/{what}.csv'))
+        try: typer.echo(save_rows(rows(), out or f'nbs/measured/{what}.csv'))
         except (OSError, ValueError, KeyError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
-    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES])}')
+    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS)])}')
 
 def main():
     "Entry point of the `gen2res` command."

@@ -194,7 +194,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #5dd60bcb
+# %% ../nbs/10_restore.ipynb #bb14bf97
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -204,6 +204,11 @@ def _check_free(name, out, force, taken=()):
     if name in taken: raise ImageError(f'{name}: another photo of this call has the same name without its suffix; restore it into another folder')
     old = [p for p in result_paths(name, out) if p.exists()]
     if old and not force: raise ImageError(f'{old[0]}: exists already; --force replaces it')
+
+def _ours(path) -> bool:
+    "Is this a restored picture, or a sheet of one?"
+    try: return bool(read_record(path))
+    except ImageError: return False
 
 HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
 
@@ -242,6 +247,7 @@ def restore_files(paths, # files and folders
     "Restore photos one by one; a broken file costs one line, not the batch."
     taken = set()
     def one(path):
+        if _ours(path): raise ImageError(f'{path}: is a result of gen2res, not a photo')
         _check_free(path.stem, out, force, taken)
         y,how = read_face(path, restorer.side)
         taken.add(path.stem)

@@ -139,3 +139,9 @@ def test_only_made_pictures_are_removed(tiny, tmp_path):
     save_image(astronaut(64), tmp_path/'album_holiday.png'); (tmp_path/'album_0009.png').write_bytes(b'mine')
     A.keep_only(tmp_path, range(2))
     assert sorted(p.name for p in tmp_path.iterdir())==['album_0000.png', 'album_0001.png', 'album_0009.png', 'album_holiday.png']
+
+def test_a_picture_that_nobody_made_is_not_overwritten(tiny, tmp_path):
+    from gen2res.images import save_image
+    own = save_image(torch.zeros(1,3,16,16), tmp_path/'album_0001.png'); before = own.read_bytes()
+    with pytest.raises(ImageError, match='not a picture of an album'): generative_album(torch.zeros(1,3,16,16), tiny, 2, K=10, folder=tmp_path)
+    assert own.read_bytes()==before

@@ -106,3 +106,11 @@ def test_a_killed_restoration_goes_on(tiny, tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob('album_*.png')))==2 and len(list(tmp_path.rglob('state.pt')))==1
     monkeypatch.setattr(Tuner, 'step', lambda self: done.append(self.it) or step(self))
     assert torch.equal(Restorer(tiny, 'generative', folder=tmp_path, **kw)(y, seeds=7), want) and done==[2]
+
+def test_its_own_results_are_no_photos(tiny, tmp_path):
+    from gen2res.restore import restore_files
+    save_image(astronaut(32), tmp_path/'a.png'); said = []
+    report = lambda *a, **kw: said.extend(map(str, a))
+    assert not restore_files([tmp_path], Restorer(tiny, K=4), tmp_path, report=report)
+    failed = restore_files([tmp_path], Restorer(tiny, K=4), tmp_path, force=True, report=report)
+    assert {p.name for p in failed}=={'a_restored.png', 'a_sheet.png'} and sum('is a result of gen2res' in s for s in said)==2 and len(list(tmp_path.glob('*.png')))==3

@@ -105,3 +105,12 @@ def test_binned(): assert binned([1.,2.,3.,4.], 2)==[1.5,3.5] and binned([1.], 4
 
 def test_amp_and_ema(tiny):
     assert tune(tiny, album, amp=True, **KW).model.state_dict() and not torch.equal(weights(tune(tiny, album, ema=.9, **KW)), weights(tune(tiny, album, **KW)))
+
+def test_losses_survive_a_kill(tiny, tmp_path):
+    from gen2res.tune import Tuner
+    album = torch.rand(2,3,16,16)*2-1; kw = dict(iters=4, batch=1, lr=1e-4)
+    def killed(t, loss):
+        if t.it==2: t.save(); raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): tune(tiny, album, **kw, folder=tmp_path, callback=killed)
+    assert len(Tuner(tiny, album, out=tmp_path, flips=False, amp=False, **kw).losses)==2
+    assert tune(tiny, album, **kw, folder=tmp_path).card['tuned']['loss']==tune(tiny, album, **kw).card['tuned']['loss']

@@ -1,0 +1,85 @@
+"The machinery of the claims: jobs, pairing, tables."
+import numpy as np, pytest, torch
+from gen2res import claims
+from gen2res.claims import CLAIMS, SCORES, among, compared, do_jobs, job_path, lines, person, portrait, read_job, read_rows, results, scores, walks
+from gen2res.bench import save_rows
+from gen2res.images import resize
+from gen2res.restore import Restorer, restore
+
+@pytest.fixture
+def data(tmp_path):
+    g = np.random.default_rng(0); noise = lambda n, s: g.integers(0, 255, (n,s,s,3), dtype=np.uint8)
+    np.savez(tmp_path/'faces_val_64.npz', images=noise(3, 64))
+    np.savez(tmp_path/'albums_128.npz', images=noise(12, 128), subject=np.repeat(['a', 'b'], 6), video=np.tile(['u','u','v','v','w','w'], 2))
+    return tmp_path
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(claims, 'TUNING', dict(iters=1, batch=1, lr=1e-4)); monkeypatch.setattr(claims, 'ALBUM', dict(n=2, album_steps=2, every=1))
+    for name,Ks in (('KS', (50,200)), ('OWN_KS', (100,))): monkeypatch.setattr(claims, name, Ks)
+
+def small(monkeypatch):
+    "Walks of two steps."
+    monkeypatch.setattr(claims, 'walks', lambda r, y, Ks, seeds, steps, real=claims.walks: real(r, y, Ks, seeds, 2))
+
+def test_killed_jobs_are_missing_and_done_ones_are_kept(tmp_path):
+    done = []
+    def do(n):
+        if n==2 and not done.count(2): done.append(2); raise KeyboardInterrupt
+        done.append(n); return dict(x=torch.zeros(1,3,2,2))
+    jobs = [dict(n=n) for n in (1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt): do_jobs(jobs, do, tmp_path)
+    do_jobs(jobs, do, tmp_path)
+    assert done==[1,2,2,3] and job_path(tmp_path, dict(a=1, b=2))==job_path(tmp_path, dict(b=2, a=1))
+
+def test_pictures_survive_in_eight_bits(tmp_path):
+    x = torch.rand(2,3,4,4)*2-1
+    [p] = do_jobs([dict(n=0)], lambda n: dict(x=x), tmp_path)
+    assert (read_job(p)['x']-x).abs().max() <= 1/255+1e-6
+
+def test_album_and_queries_are_of_different_videos(data):
+    y,truth,album = person(data, 1, 'camera')
+    a = np.load(data/'albums_128.npz'); images = torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1
+    mine = lambda v: resize(images[torch.from_numpy((a['subject']=='b') & np.isin(a['video'], v))], 64).clamp(-1, 1)
+    assert torch.equal(album, mine(['u','v'])) and torch.equal(truth, mine(['w'])) and y.shape==truth.shape and not torch.equal(y, truth)
+
+def test_a_portrait_is_always_damaged_alike(data):
+    assert torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'jpeg')[0]) and not torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'small')[0])
+
+def test_walks_are_restorations(tiny):
+    y = torch.rand(2,3,16,16)*2-1; x = walks(Restorer(tiny), y, (100,200), (3,4), 5)
+    from gen2res.schedule import equivalent_K
+    K = equivalent_K(200, 256, 16)
+    assert x.shape==(2,2,2,3,16,16) and torch.allclose(x[1,1,0], restore(y[1:], tiny, K, min(5, K), seeds=[3])[0], atol=1e-5)
+
+def test_scores_average_over_all_of_a_job():
+    truth = torch.rand(2,3,64,64)*2-1; x = truth[:,None,None].repeat(1,2,3,1,1,1); x[0] *= .5
+    s = scores(x, truth); one = scores(x[:1], truth[:1])
+    assert s[SCORES.index('pd64')]==pytest.approx(one[SCORES.index('pd64')]/2, abs=1e-5) and scores(x[1:], truth[1:])[SCORES.index('ids64')]==pytest.approx(1, abs=1e-5)
+
+def test_pairing_narrows_the_interval(tmp_path):
+    g = np.random.default_rng(0); a = g.normal(0, 5, (30,1)); b = a+1+g.normal(0, .1, (30,1))
+    rows = read_rows(save_rows(compared(dict(a=a, b=b), 'a', ['m']), tmp_path/'t.csv'))
+    [diff] = among(rows, method='b', minus='a'); [alone] = among(rows, method='b', minus='')
+    assert diff['value']==pytest.approx(1, abs=.1) and diff['low']>.9 and alone['high']-alone['low'] > 10*(diff['high']-diff['low']) and diff['n']==30
+    assert any('b - a' in l for l in lines(rows, ['m']))
+
+def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
+    tiny.side = 64
+    job = dict(kind='portrait', who=0, damage='small', Ks=[50], seeds=[0], steps=2)
+    results([dict(free=job)], data, tiny, tmp_path/'w'); before = set((tmp_path/'w').iterdir())
+    with torch.no_grad(): next(tiny.model.parameters()).add_(1)
+    results([dict(free=job)], data, tiny, tmp_path/'w')
+    assert len(before)==1 and len(list((tmp_path/'w').iterdir()))==2
+
+@pytest.mark.parametrize('name', list(CLAIMS))
+def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypatch):
+    tiny.side = 64; small(monkeypatch)
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes') else dict(damages=('small',)))
+    if name=='guidance': kw['steps'] = 2; monkeypatch.setattr(claims, 'EVERYS', (0, 1))
+    if name=='identity': monkeypatch.setattr(claims, 'SOME', (0, 1))
+    if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
+    rows = list(CLAIMS[name](data, tiny, tmp_path/'w', **kw))
+    assert rows and {r['metric'] for r in rows} >= set(SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    assert list(CLAIMS[name](data, tiny, tmp_path/'w', **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
