@@ -1,8 +1,8 @@
 "The machinery of the claims: jobs, pairing, tables."
 import numpy as np, pytest, torch
 from gen2res import claims
-from gen2res.claims import CLAIMS, SCORES, among, compared, do_jobs, job_path, lines, person, portrait, read_job, read_rows, results, scores, walks
-from gen2res.bench import save_rows
+from gen2res.bench import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
+from gen2res.claims import CLAIMS, person, portrait, results, walks
 from gen2res.images import resize
 from gen2res.restore import Restorer, restore
 

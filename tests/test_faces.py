@@ -37,3 +37,13 @@ def test_how():
 def test_turned_to_grey_and_back_it_is_still_there():
     grey = photo().mean(1, keepdim=True).expand(-1,3,-1,-1)
     assert abs(detect(grey)[0].side-detect(photo())[0].side) < 30
+
+def test_a_square_portrait_is_cut_to_the_face():
+    f = detect(photo())[0]; big = crop(photo(), Face(f.x-.3*f.side, f.y-.3*f.side, 1.6*f.side))     # centred, but the face fills 0.62 of it
+    cut,how = face_square(big, 64)
+    assert how=='face' and (cut-face_square(photo(), 64)[0]).abs().mean() < .1
+
+def test_noise_does_not_hide_her():
+    from gen2res.degrade import degrade
+    found = [detect(degrade(resize(photo(), 512), 'camera:severe', seeds=s, scale=4)) for s in range(4)]
+    assert sum(bool(d) and abs(d[0].x+d[0].side/2-221) < 25 and abs(d[0].y+d[0].side/2-113) < 25 for d in found)>=3

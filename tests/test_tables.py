@@ -1,0 +1,47 @@
+"The second paper's tables, at sizes of seconds."
+import numpy as np, pytest, torch
+from gen2res import tables
+from gen2res.bench import among, read_rows, save_rows
+from gen2res.restorers import small_swinir
+from gen2res.tables import NAMES, SETS, TABLES, Bench, choices, photos
+
+@pytest.fixture
+def data(tmp_path):
+    g = np.random.default_rng(0)
+    for split,n in (('train', 6), ('val', 3)): np.savez(tmp_path/f'faces_{split}_64.npz', images=g.integers(0, 255, (n,64,64,3), dtype=np.uint8))
+    return tmp_path
+
+@pytest.fixture
+def bench(data, tiny, tmp_path, monkeypatch):
+    tiny.side = 64
+    monkeypatch.setattr(tables, 'TUNING', dict(iters=1, batch=2, lr=1e-4)); monkeypatch.setattr(tables, 'pseudo_numbers', lambda p, K=None: dict(K=K or 8, L=2, N=2, steps=2))
+    real = tables.pseudo_targets
+    monkeypatch.setattr(tables, 'pseudo_targets', lambda y, prior, **kw: real(y, prior, **(dict(K=8, L=2, steps=2) | kw)))
+    torch.manual_seed(0)
+    return Bench(data, tiny, tmp_path/'w', small_swinir(64, width=12, depths=(2,), heads=2))
+
+def test_photos_are_damaged_alike_and_differ_by_split(data):
+    y,truth = photos(data, '8 severe', 'val'); again,_ = photos(data, '8 severe', 'val', 2)
+    assert y.shape==truth.shape==(3,3,64,64) and torch.equal(y[:2], again) and not torch.equal(photos(data, '4 severe', 'val')[0], y)
+
+@pytest.mark.parametrize('name', list(TABLES))
+def test_every_table(name, bench, tmp_path):
+    kw = dict(kinds=SETS[:1]) | (dict(n=4) if name in ('1','6','10','21') else dict(ns=(2,4)) if name=='4' else {}) | (dict(only=('L1','all')) if name=='6' else dict(only=('ours','N 4')) if name=='21' else {})
+    rows = read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'t.csv')); alone = among(rows, minus='')
+    assert {r['metric'] for r in alone}=={*NAMES, 'fd64'} and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone if r['metric']!='fd64') and all(r['n']==3 for r in rows)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    list(TABLES[name](bench, **kw)); assert made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+
+def test_jobs_know_all_that_they_depend_on(bench, monkeypatch):
+    a = bench.tuned('4 moderate'); monkeypatch.setattr(tables, 'TUNING', dict(iters=2)); b = bench.tuned('4 moderate')
+    assert a!=b and a['prior']==bench.prior.fingerprint() and len(a['restorer'])==12
+
+def test_targets_of_the_photo_itself(bench):
+    from gen2res.pseudo import pseudo_targets
+    [x] = bench.done([bench.targets('4 moderate', first=False)])
+    want = pseudo_targets(photos(bench.data, '4 moderate', 'val')[0], bench.prior, K=8, L=2, steps=2, seeds=0)
+    assert (x-want).abs().max() < .02
+
+def test_choices_differ_from_ours_in_what_they_say(faces64):
+    c = choices(faces64)
+    assert c['ours']=={} and c['L to the end']==dict(L=0) and set(c)>={'N 4','N 8','N 16','K lower','K higher','free from 211'} and 'N 2' not in c
