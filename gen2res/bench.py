@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['LADDERS', 'SCORES', 'UP', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed', 'alternate', 'bare',
-           'loop_overhead', 'load_faces', 'sane', 'metric_order', 'metric_times', 'job_path', 'do_jobs', 'read_job',
-           'scores', 'compared', 'read_rows', 'among', 'curves', 'claim_figure', 'lines', 'pixels', 'hog', 'ours',
-           'identity_test', 'save_rows']
+           'loop_overhead', 'load_faces', 'data_hash', 'sane', 'metric_order', 'metric_times', 'job_path', 'do_jobs',
+           'read_job', 'scores', 'compared', 'read_rows', 'among', 'curves', 'claim_figure', 'lines', 'pixels', 'hog',
+           'ours', 'identity_test', 'save_rows']
 
-# %% ../nbs/16_bench.ipynb #fb83c9b1
+# %% ../nbs/16_bench.ipynb #edfafe0c
 import csv, hashlib, io, json, statistics, time
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from .degrade import degrade
@@ -47,7 +48,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #a8743582
+# %% ../nbs/16_bench.ipynb #5a3846b8
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -64,6 +65,11 @@ def load_faces(data, name) -> dict:
     try: a = dict(np.load(Path(data)/name, allow_pickle=False)); a['images'].shape
     except Exception as e: raise ImageError(f'{Path(data)/name}: not an .npz with an array "images" ({type(e).__name__})') from None
     return a | dict(images=torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1)
+
+@lru_cache
+def data_hash(data, names:tuple) -> str:
+    "12 hex digits: which pictures were measured?"
+    return hashlib.sha256(b''.join((Path(data)/n).read_bytes() for n in names if (Path(data)/n).exists())).hexdigest()[:12]
 
 def sane(values, better) -> np.ndarray: # pictures x strengths -> pictures
     "Spearman's rank correlation of each picture's values with rising damage; +1: the sane order, 0 for constant values."

@@ -29,7 +29,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #a54536a7
+# %% ../nbs/18_cli.ipynb #d65ae6eb
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -56,8 +56,8 @@ def _restorer(p, recipe, generative, album, person, bf16, **kw):
 
 def _one_pass(name, side, fidelity, device):
     "A restorer without a prior."
-    from gen2res.restorers import OnePass, load_restorer
-    return OnePass(load_restorer(name, device, fidelity), side)
+    from gen2res.restorers import OnePass
+    return OnePass(_restoration_model(name, device, fidelity), side)
 
 def _warned(f, *args):
     "f(*args), its warnings as plain lines on the error stream."
@@ -91,11 +91,11 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
 
     Example: gen2res restore old.jpg box/ -o restored --album photos_of_her/ --samples 4
     """
-    import shutil
     from gen2res.restore import restore_example, restore_files
     from gen2res.tune import PRESETS
     kw,progress,unfinished = dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty(),out/'.gen2res-unfinished'
     if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+    if fidelity is not None and not restorer: stop("--fidelity is CodeFormer's: name its file with --restorer")
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device)
     if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
@@ -103,7 +103,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
         r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **kw)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
-    shutil.rmtree(unfinished, ignore_errors=True)                     # faces are personal data: nothing stays but the result
+    if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #281f6f5e
@@ -278,7 +278,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0] + (f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #74ffcd62
+# %% ../nbs/18_cli.ipynb #c9654e05
 RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
@@ -287,10 +287,14 @@ WorkOption = Annotated[Path, typer.Option('--work', '-w', help='Folder for what 
 
 def _restoration_model(name, device, fidelity=None):
     from gen2res.restorers import load_restorer
-    return None if name=='none' else load_restorer(name, device, fidelity)
+    if name=='none': return None
+    r = load_restorer(name, device, fidelity)
+    if r.scale!=1: raise ValueError(f'{name}: enlarges {r.scale} times; here a restorer must keep the size')
+    return r
 
-def _trainable(name, device, fidelity):
-    if name=='none': raise ValueError('--restorer none: there is nothing to tune')
+def _trainable(name, device, fidelity, out):
+    if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
+    if name in ('none', 'identity', 'bicubic'): raise ValueError(f'--restorer {name}: there is nothing to tune')
     return _restoration_model(name, device, fidelity)
 
 @app.command()
@@ -333,7 +337,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
                   made: Annotated[Path, typer.Argument(metavar='TARGETS', help='Folder of `gen2res targets`, or of clean pictures with the same names.')],
                   out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('tuned.safetensors'),
                   restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=20_000, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
-                  perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares. Default: the restorer's.")]=None,
+                  perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 16. Default: the restorer's.")]=None,
                   work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Train a restorer further on photos and their pseudo targets (DT-BFR, Sec. 3.4).
 
@@ -344,7 +348,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     kw = _tuning(preset, iters, batch, lr, bf16, seed)
     try:
-        r = _trainable(restorer, device, fidelity)
+        r = _trainable(restorer, device, fidelity, out)
         _say(save_restorer(tune_(r, photos, made, real, side or r.side, work, losses=_image_losses(r, real, perceptual), **kw), out))
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
@@ -363,39 +367,45 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     failed,p,kw = [],_prior(prior, device),_tuning(preset, iters, batch, lr, bf16, seed)
     try:
-        r = _trainable(restorer, device, fidelity)
+        r = _trainable(restorer, device, fidelity, out)
         _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(r, real, perceptual), **kw), out))
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #f572c0d8
+# %% ../nbs/18_cli.ipynb #810e1ec7
 def _rows(what, data, work, prior, device):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS
+    from gen2res.tables import TABLES, Bench
+    kind,_,name = what.partition('-')
+    p = lambda: _prior(prior, device)
     if what in MEASURES: return lambda: MEASURES[what](data)
-    claim = CLAIMS.get(what.removeprefix('claim-'))
-    return claim and what.startswith('claim-') and (lambda: claim(data, _prior(prior, device), work, sys.stderr.isatty()))
+    if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](data, p(), work, sys.stderr.isatty())
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](Bench(data, p(), work, progress=sys.stderr.isatty()))
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims, hours each.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop and times: folder with faces_val_64.npz and albums_128.npz.')]=None,
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. These take hours and go on if killed.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop and times: folder with faces_val_64.npz, faces_train_64.npz and albums_128.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
-          work: WorkOption=Path('claims'), prior: PriorOption='faces64', device: DeviceOption=None):
+          force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None):
     """Benchmarks and measurements: speed as ratios in one run, quality as tables.
 
     Example: gen2res bench metrics --data faces
     """
     from gen2res.bench import BENCHES, MEASURES, save_rows
     from gen2res.claims import CLAIMS
+    from gen2res.tables import TABLES
     rows = _rows(what, data, work, prior, device)
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
-        try: typer.echo(save_rows(rows(), out or f'nbs/measured/{what}.csv'))
+        out = out or Path(f'nbs/measured/{what}.csv')
+        if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
+        try: typer.echo(save_rows(rows(), out))
         except (OSError, ValueError, KeyError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
-    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS)])}')
+    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES)])}')
 
 def main():
     "Entry point of the `gen2res` command."

@@ -267,8 +267,8 @@ def degrade(x, # B x 3 x H x W in [-1, 1]
     "Degrade each picture by its own draw (DT-BFR Eqs. 9-12, and more). Raises ValueError for an unknown recipe or number."
     return torch.cat([degrade_one(x[i:i+1], recipe, g, **fixed)[0] for i,g in enumerate(seeded(seeds, len(x)).gens)])
 
-# %% ../nbs/07_degrade.ipynb #18a66edc
-def file_seed(seed:int, name:str) -> int: return int(hashlib.sha256(f'{seed}:{name}'.encode()).hexdigest()[:12], 16)
+# %% ../nbs/07_degrade.ipynb #862d8b5b
+def file_seed(seed:int, name:str) -> int: return int(hashlib.sha256(f'{seed}:{name}'.encode('utf8', 'surrogateescape')).hexdigest()[:12], 16)
 
 def degrade_files(paths, # files and folders
                   recipe:str, out, # folder for NAME.png and manifest.json

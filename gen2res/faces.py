@@ -76,7 +76,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
     if min(small.shape[-2:]) < low: return []
     return [_to_face(w, n, scale) for w,n in _groups(_votes(small, low)) if n>=support]
 
-# %% ../nbs/13_faces.ipynb #b9c20ff8
+# %% ../nbs/13_faces.ipynb #38e328dd
 def crop(image, # 1 x 3 x H x W
          face:Face): # square to cut; where it leaves the photo, the edge is repeated
     "Cut a square, without resampling."
@@ -93,10 +93,11 @@ def _is_aligned(face, h, w):
     return max(h, w) < 1.1*s and face.side > .75*s and off < .12*s       # of 98 aligned portraits the smallest was 0.85 and the farthest 0.04
 
 def face_cut(image, # 1 x 3 x H x W
+             like=None, # cut the square that this picture of the same size would have had
             ): # (1 x 3 x s x s at the photo's own resolution, how): how = 'face', 'aligned', 'square' or 'centre'
     "What a face prior should be shown: the best-supported face; the picture itself if it is one aligned face already; else its centred square, as a photo without a face ('centre') or taken for a face too damaged to be found ('square')."
     h,w = image.shape[-2:]
-    faces = detect(image)
+    faces = detect(image if like is None else like)
     if not faces: return square(image), 'square' if h==w else 'centre'
     if _is_aligned(faces[0], h, w): return square(image), 'aligned'
     return crop(image, faces[0]), 'face'

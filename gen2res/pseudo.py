@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PSEUDO_SIDE', 'PSEUDO_K', 'PSEUDO_L', 'PSEUDO_N', 'PSEUDO_STRIDE', 'NS', 'MANIFEST', 'NOTE', 'pseudo_numbers',
-           'pseudo_targets', 'show_N', 'N_explorer', 'make_targets', 'restorer_hash']
+           'pseudo_targets', 'show_N', 'N_explorer', 'made_by', 'make_targets', 'restorer_hash']
 
 # %% ../nbs/11_pseudo.ipynb #0943f8c2
 import json
@@ -66,15 +66,21 @@ def N_explorer(y0, prior, truth=None, Ns=NS, **kw):
     slider.observe(draw, 'value'); draw()
     return widgets.VBox([slider, view])
 
-# %% ../nbs/11_pseudo.ipynb #35834772
+# %% ../nbs/11_pseudo.ipynb #3f9a4c56
 MANIFEST = 'targets.json'
 NOTE = 'Made by a generative model: a training target, not a photo of anybody.'
 
-def _done(path, made) -> bool:
-    "Is this target there, made in just this way?"
+def made_by(path) -> dict|None:
+    "What made this target; None if it is something else, or broken."
     try:
-        with Image.open(path) as im: return json.loads(im.text['gen2res-target'])==made
-    except (OSError, AttributeError, KeyError, ValueError, SyntaxError): return False
+        with Image.open(path) as im: return json.loads(im.text['gen2res-target'])
+    except (OSError, AttributeError, KeyError, ValueError, SyntaxError): return None
+
+def _refuse_own(path):
+    "A whole picture that is no target belongs to somebody."
+    try: foreign = path.exists() and made_by(path) is None and load_image(path) is not None
+    except ImageError: return
+    if foreign: raise ValueError(f'{path}: is there already, and not a target; choose another folder')
 
 def _plans(files, out, restorer, prior, seed, numbers, report):
     "(name, square, what makes its target) of every photo that can be read; a broken file costs one line."
@@ -85,7 +91,7 @@ def _plans(files, out, restorer, prior, seed, numbers, report):
             square = read_face(path, prior.side)[0]
         except (ImageError, OSError) as e: report(f'failed: {e}'); continue
         taken.add(path.stem)
-        yield path.stem,square,dict(numbers, photo=album_hash(to_u8(square)), seed=file_seed(seed, path.stem) % 2**63, prior=prior.fingerprint(), restorer=restorer)
+        yield path.stem,square,dict(numbers, photo=album_hash(to_u8(square)), seed=file_seed(seed, path.stem) % 2**63, prior=prior.fingerprint(), restorer=restorer, **({'bf16': True} if prior.bf16 else {}))
 
 def make_targets(lq, # folder or files: the photos
                  out, # folder for the targets
@@ -96,7 +102,8 @@ def make_targets(lq, # folder or files: the photos
     out,files,name = Path(out),list_images([lq] if isinstance(lq, (str, Path)) else lq),restorer_hash(restorer)
     if not files: raise ImageError(f'{lq}: no pictures here')
     plans = list(_plans(files, out, name, prior, seed, pseudo_numbers(prior, K, L, N, steps), report))
-    todo = [p for p in plans if not _done(out/f'{p[0]}.png', p[2])]
+    for stem,*_ in plans: _refuse_own(out/f'{stem}.png')
+    todo = [p for p in plans if made_by(out/f'{p[0]}.png')!=p[2]]
     bar = tqdm(total=len(plans), initial=len(plans)-len(todo), disable=not progress, unit='target')
     for some,x in in_batches(partial(_targets, prior=prior, restorer=restorer), todo, batch):
         for (stem,_,made),im in zip(some, x.split(1)): save_image(im, out/f'{stem}.png', {'gen2res-target': json.dumps(made), 'Comment': NOTE}, overwrite=True)
@@ -115,5 +122,7 @@ def _manifest(out, plans) -> dict:
     return plans
 
 def restorer_hash(restorer) -> str:
-    "Which restorer was it? Its name and its weights."
-    return 'none' if restorer is None else f'{getattr(restorer, "name", "restorer")} {weights_hash(getattr(restorer, "model", torch.nn.Module()))}'
+    "Which restorer was it? Its name, its weights, and CodeFormer's w."
+    if restorer is None: return 'none'
+    if not hasattr(restorer, 'model'): raise ValueError('the restorer must be one of load_restorer: a bare function cannot be told from another, and targets made by another would be taken for its own')
+    return f'{restorer.name} {weights_hash(restorer.model)}' + ('' if getattr(restorer, 'fidelity', None) is None else f' w={restorer.fidelity:g}')

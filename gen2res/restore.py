@@ -8,8 +8,8 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'ALBUMS', 'SMALLEST', 'Paths', 'HOW',
            'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square', 'restore_example',
            'restore_files']
 
-# %% ../nbs/10_restore.ipynb #5aceb6d3
-import hashlib, json
+# %% ../nbs/10_restore.ipynb #af50191c
+import hashlib, json, shutil
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     own = prior.schedule.T if r.K is None else at.t(r.K)
     return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #40384eee
+# %% ../nbs/10_restore.ipynb #922411df
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -104,11 +104,20 @@ class Restorer:
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
         self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe=='personal' else None,None,folder
+        self.places = set()
         prior.schedule.timesteps(self.settings()['K'], steps)                              # complains now, not after an hour of tuning
 
     def _unfinished(self, pictures, what):
         "Where the work on these pictures is kept: a folder named by all that determines it."
-        return self.folder and Path(self.folder)/hashlib.sha256(f'{json.dumps(self.settings(), sort_keys=True)}{album_hash(to_u8(pictures))}'.encode()).hexdigest()[:16]/what
+        if not self.folder: return None
+        place = Path(self.folder)/hashlib.sha256(f'{json.dumps(self.settings(), sort_keys=True)}{album_hash(to_u8(pictures))}'.encode()).hexdigest()[:16]
+        self.places.add(place)
+        return place/what
+
+    def forget(self):
+        "Remove what was kept of unfinished work, of this restorer only."
+        for p in self.places: shutil.rmtree(p, ignore_errors=True)
+        if self.places and Path(self.folder).is_dir() and not any(Path(self.folder).iterdir()): Path(self.folder).rmdir()
 
     def _tuned(self, album): return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, **self.tuning)
 

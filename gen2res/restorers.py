@@ -7,7 +7,7 @@ __all__ = ['SIGNED', 'RESTORER_PRESETS', 'RestorationModel', 'load_restorer', 's
            'Discriminator', 'log_one_minus_D', 'minus_log_D', 'ImageLosses', 'codes', 'CodeLosses', 'RestorerTuner',
            'from_pairs', 'tune_restorer', 'adapt']
 
-# %% ../nbs/12_restorers.ipynb #ee814541
+# %% ../nbs/12_restorers.ipynb #c885bce8
 import copy, json, math, warnings
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,13 @@ from safetensors.torch import save
 from .images import ImageError, atomic, grid, list_images, load_image, resize, save_image
 from .metrics import metric
 from .prior import PriorError, best_device, read_state, shipped, weights_hash
-from .pseudo import make_targets
+from .faces import face_cut
+from .pseudo import made_by, make_targets
 from .restore import read_face
 from .train import Run, load_pictures, to_unit
-from .tune import to_u8
+from .tune import album_hash, to_u8
 
-# %% ../nbs/12_restorers.ipynb #c1a3a05b
+# %% ../nbs/12_restorers.ipynb #56df8f52
 SIGNED = 'GFPGAN','RestoreFormer','CodeFormer' # architectures whose pixels are in [-1, 1] (their repositories' inference scripts)
 
 class RestorationModel:
@@ -31,8 +32,10 @@ class RestorationModel:
     def __init__(self, model, # network: B x 3 x H x W -> the same, or a tuple that begins with it
                  name:str='restorer', arch:str='', # arch: spandrel's name of the architecture
                  multiple:int=1, least:int=1, square:bool=False, # sides must be multiples of this, at least so long, equal
-                 scale:int=1, fidelity:float|None=None, card:dict|None=None): # scale: of the result; fidelity: CodeFormer's w
+                 scale:int=1, fidelity:float|None=None, card:dict|None=None, # scale: of the result; fidelity: CodeFormer's w
+                 call=None): # call(model, x) -> picture, where that is not model(x)
         self.model,self.name,self.arch,self.multiple,self.least,self.square,self.scale,self.fidelity,self.card = model,name,arch,multiple,least,square,scale,fidelity,card or {}
+        self.call = call or (lambda model, x: model(x))
 
     @property
     def device(self): return next((p.device for p in self.model.parameters()), torch.device('cpu'))
@@ -47,14 +50,29 @@ class RestorationModel:
         up = lambda n: math.ceil(max(n, self.least)/self.multiple)*self.multiple
         return (max(up(h), up(w)),)*2 if self.square else (up(h), up(w))
 
+    def _fitted(self, y):
+        "Enlarged, for a network of fixed or larger size (a face must fill it); else filled up to the next multiple."
+        h,w = y.shape[-2:]; H,W = self._sides(h, w)
+        if (H,W)==(h,w): return y,False
+        if self.square or min(h, w)<self.least: return F.interpolate(y, (H, W), mode='bicubic', antialias=True),True
+        return F.pad(y, (0, W-w, 0, H-h), mode='replicate'),False
+
     def forward(self, y):
         "With gradients, not clamped: what is trained."
-        h,w = y.shape[-2:]; H,W = self._sides(h, w)
-        x = F.pad(y, (0, W-w, 0, H-h), mode='replicate') if (H,W)!=(h,w) else y
-        kw = {} if self.fidelity is None else dict(weight=self.fidelity)
-        out = self.model(x if self.arch in SIGNED else (x+1)/2, **kw)
-        out = out[0] if isinstance(out, (tuple, list)) else out
-        return (out if self.arch in SIGNED else out*2-1)[..., :h*self.scale, :w*self.scale]
+        (x,enlarged),(h,w) = self._fitted(y),[n*self.scale for n in y.shape[-2:]]
+        out = self._run(x)
+        return F.interpolate(out, (h, w), mode='bicubic', antialias=True) if enlarged else out[..., :h, :w]
+
+    def _run(self, x):
+        "The network, in its own range of values."
+        if self.arch in SIGNED: return self._face(x)
+        return self.call(self.model, (x+1)/2)*2-1
+
+    def _face(self, x):
+        "Face networks in [-1, 1]; GFPGAN's own noise is left out, so that a photo has one answer."
+        kw = {'CodeFormer': dict(weight=self.fidelity), 'GFPGAN': dict(randomize_noise=False)}.get(self.arch, {})
+        out = self.model(x, **kw)
+        return out[0] if isinstance(out, (tuple, list)) else out
 
     @torch.no_grad()
     def __call__(self, y, # B x 3 x H x W in [-1, 1]
@@ -64,7 +82,7 @@ class RestorationModel:
 
     def __repr__(self): return f'RestorationModel({self.name}: {self.arch or type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters())/1e6:.1f}M parameters)'
 
-# %% ../nbs/12_restorers.ipynb #5a914b4a
+# %% ../nbs/12_restorers.ipynb #7c15535d
 def _extras(registry):
     "spandrel's sister package, if it is there."
     try: from spandrel_extra_arches import EXTRA_REGISTRY
@@ -79,13 +97,14 @@ def _recognised(state, where):
     except UnsupportedModelError: raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
     except (RuntimeError, KeyError, ValueError) as e: raise PriorError(f'{where}: its tensors do not fit together ({str(e).splitlines()[0][:100]})') from None
     if not isinstance(d, ImageModelDescriptor): raise PriorError(f'{where}: a network for {d.purpose}, not for restoration')
+    if (d.input_channels,d.output_channels)!=(3,3): raise PriorError(f'{where}: works on {d.input_channels} channels, not on colour pictures')
     return d
 
 def _wrapped(d, name, fidelity=None, card=None) -> RestorationModel:
     "Ours around spandrel's."
     arch,size = d.architecture.name,d.size_requirements
     if fidelity is not None and arch!='CodeFormer': raise ValueError(f'{name}: fidelity is a number of CodeFormer, this is {arch}')
-    return RestorationModel(d.model.eval(), name, arch, size.multiple_of or 1, size.minimum or 1, size.square, d.scale, .5 if arch=='CodeFormer' and fidelity is None else fidelity, card)
+    return RestorationModel(d.model.eval(), name, arch, size.multiple_of or 1, size.minimum or 1, size.square, d.scale, .5 if arch=='CodeFormer' and fidelity is None else fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
 
 def _plain(name, scale):
     "Restorers that are formulas."
@@ -232,7 +251,7 @@ class CodeLosses:
 
     def after(self, x, real, lr): return {}
 
-# %% ../nbs/12_restorers.ipynb #6f546a52
+# %% ../nbs/12_restorers.ipynb #8aed027b
 RESTORER_PRESETS = { # arguments of tune_restorer
     'paper':    dict(iters=20_000, batch=16, lr=1e-4, cosine=True, decay=1., floor=0.),  # DT-BFR, supplement C
     'released': dict(iters=20_000, batch=16, lr=2e-5, cosine=True, decay=1., floor=.25)} # the authors' released configuration: 2e-5 to 5e-6
@@ -242,11 +261,12 @@ class RestorerTuner(Run):
     def __init__(self, restorer, pairs, # pairs(generator, n) -> (photos, targets), n x 3 x S x S in [-1, 1] each
                  real=None, # N x 3 x S x S, uint8: good photos for the discriminator
                  out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, val=None, # val: (photos, truths) to measure on
-                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, **kw): # losses: arguments of ImageLosses or CodeLosses; kw: see Run
+                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, **kw): # losses: arguments of ImageLosses or CodeLosses; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
         from accelerate import Accelerator
         super().__init__(out, iters, lr, seed=seed, ema=ema, **kw)
-        self.accelerator = Accelerator()
-        self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = self.accelerator.device,pairs,real,batch,val,amp,flips,restorer.name
+        self.accelerator = Accelerator(device_placement=False)                # the restorer says where
+        self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = restorer.device,pairs,real,batch,val,amp,flips,restorer.name
+        self.data,self.side = data,side
         torch.manual_seed(seed)
         self.restorer = copy.deepcopy(restorer); self.model = self.restorer.model.to(self.device).float().train()
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -255,11 +275,13 @@ class RestorerTuner(Run):
         if getattr(self.losses, 'gan', 0) and real is None: raise ValueError('the GAN loss compares with good photos: give `real`, or losses=dict(gan=0)')
         self.model.requires_grad_(False)
         self.trained = [p.requires_grad_(True) for p in self.losses.trained(self.model)]
+        if not self.trained: raise ValueError(f'{restorer.name}: has no weights that could be trained')
+        self.start = weights_hash(self.model)
         self.opt = torch.optim.AdamW(self.trained, lr, betas=(.9, .99), weight_decay=.01)
         self.resume()
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt) | self.losses.parts()
-    def fixed(self): return dict(batch=self.batch, seed=self.seed, lr=self.lr, iters=self.iters, name=self.name) | self.losses.fixed()
+    def fixed(self): return {k: getattr(self, k) for k in ('batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','name')} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
 
     def batch_at(self, it):
         "Photos, targets and good photos of iteration `it`."
@@ -284,6 +306,7 @@ class RestorerTuner(Run):
     def result(self) -> RestorationModel:
         "The restorer with the averaged weights."
         r = copy.copy(self.restorer); r.model = copy.deepcopy(self.avg).eval()
+        r.card = r.card | ({} if self.side is None else dict(side=self.side))
         return r
 
     def about(self): return {f'{k} loss': round(float(v.detach() if isinstance(v, torch.Tensor) else v), 5) for k,v in self.terms.items()}
@@ -309,18 +332,28 @@ def from_pairs(photos, targets): # N x 3 x S x S, uint8
         return to_unit(photos[i]),to_unit(targets[i])
     return pairs
 
-# %% ../nbs/12_restorers.ipynb #033717ae
+# %% ../nbs/12_restorers.ipynb #732b227f
 def tune_restorer(restorer, # of load_restorer; it is not touched
                   lq, targets, # folders (matched by name, as `make_targets` leaves them), .npz, or N x 3 x S x S tensors in uint8
                   real=None, # good photos of other people, likewise; needed by the GAN loss
                   side:int=64, # pixels that files are squared and resized to
                   out=None, # folder of the run: state, log, previews, restorer.safetensors
-                  progress:bool=False, **kw # iters, batch, lr, losses, amp, ema, seed, ...: see RestorerTuner, Run and RESTORER_PRESETS
+                  progress:bool=False, callback=None, # callback(run, loss) after each iteration; raise to stop
+                  **kw # iters, batch, lr, losses, amp, ema, seed, ...: see RestorerTuner, Run and RESTORER_PRESETS
                  ) -> RestorationModel:
     "A restorer trained further on photos and their pseudo targets (DT-BFR, Sec. 3.4)."
+    if restorer.scale!=1: raise ValueError(f'{restorer.name}: enlarges {restorer.scale} times; what is adapted must keep the size')
     photos,targets = _pairs(lq, targets, side)
-    real = real if real is None or isinstance(real, torch.Tensor) else load_pictures(real, side)
-    return RestorerTuner(restorer, from_pairs(photos, targets), real, out, **kw).run(progress)
+    real = real if real is None or isinstance(real, torch.Tensor) else _faces(real, side)
+    data = ' '.join(album_hash(v) for v in (photos, targets, real) if v is not None)
+    return RestorerTuner(restorer, from_pairs(photos, targets), real, out, data=data, side=photos.shape[-1], **kw).run(progress, callback)
+
+def _faces(source, side):
+    "Good photos, cut as the photos are."
+    if Path(source).suffix=='.npz': return load_pictures(source, side)
+    files = list_images([source])
+    if not files: raise ImageError(f'{source}: no pictures here')
+    return torch.cat([to_u8(read_face(p, side)[0]) for p in files])
 
 def _pairs(lq, targets, side):
     "Photos and targets in the same order, N x 3 x S x S, uint8."
@@ -331,11 +364,20 @@ def _pairs(lq, targets, side):
 
 def _matched(lq, targets, side):
     "Every photo that has a target of its name."
-    made = {p.stem: p for p in list_images([targets])}
-    pairs = [(p, made[p.stem]) for p in list_images([lq]) if p.stem in made]
+    made,photos = {p.stem: p for p in list_images([targets])},{}
+    for p in list_images([lq]): photos.setdefault(p.stem, p)                     # of two with one name the first, as in make_targets
+    pairs = [(p, made[n]) for n,p in photos.items() if n in made]
     if not pairs: raise ImageError(f'{targets}: holds no picture named like one of {lq}')
-    u8 = lambda x: to_u8(x)[0]
-    return torch.stack([u8(read_face(p, side)[0]) for p,_ in pairs]),torch.stack([u8(resize(load_image(t), side)) for _,t in pairs])
+    return tuple(torch.cat([to_u8(f(*pair, side)) for pair in pairs]) for f in (_photo_square, _target_square))
+
+def _photo_square(photo, target, side): return read_face(photo, side)[0]
+def _target_square(photo, target, side):
+    "A pseudo target is a square already; any other picture is cut where its photo was."
+    x = load_image(target)
+    if made_by(target) is not None: return resize(x, side)
+    y = load_image(photo)
+    if y.shape!=x.shape: raise ImageError(f'{target}: is {x.shape[-1]} x {x.shape[-2]} pixels, its photo {y.shape[-1]} x {y.shape[-2]}')
+    return resize(face_cut(x, like=y)[0], side)
 
 def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how they were damaged
           prior, # of load_prior: makes the targets, and is not needed afterwards
@@ -343,5 +385,6 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
           real=None, K=None, L=None, N=None, steps=None, seed:int=0, progress:bool=False, report=print, **kw # kw: of tune_restorer
          ) -> RestorationModel:
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
+    if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
     make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report)
     return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, seed=seed, **kw)

@@ -91,7 +91,12 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #a85e5a8a
+# %% ../nbs/17_train.ipynb #2bf81ea5
+def _iteration(line) -> float:
+    "Of a line of the log; never, if it was cut off in writing."
+    try: return json.loads(line)['it']
+    except (ValueError, KeyError, TypeError): return math.inf
+
 class Run:
     "A training that survives being killed: its state, its log and its progress. What is trained, and on what, its subclasses say."
     device,best,spent,it = torch.device('cpu'),math.inf,0.,0
@@ -137,7 +142,7 @@ class Run:
         "Forget what was logged after the state that is resumed."
         log = self.out/'log.jsonl'
         if not log.exists(): return
-        kept = [l for l in log.read_text().splitlines() if json.loads(l)['it']<=self.it]
+        kept = [l for l in log.read_text().splitlines() if _iteration(l)<=self.it]
         with atomic(log) as f: f.write(''.join(f'{l}\n' for l in kept).encode())
 
     # -- one iteration ---------------------------------------------------------
@@ -161,6 +166,7 @@ class Run:
         "Move averaged weights towards those of the model."
         w = min(self.ema, (1+self.it)/(10+self.it))                          # a short memory at first
         torch._foreach_lerp_(list(avg.parameters()), list(model.parameters()), 1-w)
+        for a,b in zip(avg.buffers(), model.buffers()): a.copy_(b)
 
     # -- the run ---------------------------------------------------------------
     def log(self, losses):
@@ -178,7 +184,7 @@ class Run:
             losses.append(self.step())
             self.spent = time.time()-start
             if callback: callback(self, losses[-1])
-            if self.it%self.log_every==0: self.log(losses); losses = []
+            if self.log_every and self.it%self.log_every==0: self.log(losses); losses = []
             if self.sample_every and self.it%self.sample_every==0: self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
         self.save()

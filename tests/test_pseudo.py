@@ -5,6 +5,7 @@ from gen2res.constraints import LowFreq
 from gen2res.images import ImageError, load_image, save_image
 from gen2res.pseudo import MANIFEST, N_explorer, make_targets, pseudo_numbers, pseudo_targets, restorer_hash
 from gen2res.restore import restore
+from gen2res.restorers import load_restorer
 
 def photos(n=3): return torch.rand(n,3,16,16, generator=torch.Generator().manual_seed(5))*2-1
 
@@ -49,9 +50,9 @@ def test_only_what_is_missing_or_was_made_otherwise(tiny, lq, tmp_path, monkeypa
     (tmp_path/'t'/'p1.png').unlink(); (tmp_path/'t'/'p2.png').write_bytes(b'half a file')
     assert run()==2 and run()==0
     assert run(seed=1)==3 and run(seed=1, N=4)==3 and run(seed=1, N=4)==0
-    assert run(seed=1, N=4, restorer=torch.nn.Identity())==3
+    assert run(seed=1, N=4, restorer=load_restorer('identity'))==3
     save_image(photos().flip(0)[:1], lq/'p0.png', overwrite=True)
-    assert run(seed=1, N=4, restorer=torch.nn.Identity())==1
+    assert run(seed=1, N=4, restorer=load_restorer('identity'))==1
 
 def test_killed_in_the_middle(tiny, lq, tmp_path, monkeypatch):
     import gen2res.pseudo as module
@@ -71,10 +72,16 @@ def test_bad_files_cost_a_line(tiny, lq, tmp_path):
 
 def test_restorers_are_told_apart():
     a,b = torch.nn.Linear(2,2),torch.nn.Linear(2,2)
-    wrap = lambda m: type('R', (), dict(model=m, name='r'))()
-    assert restorer_hash(None)=='none' and restorer_hash(wrap(a))!=restorer_hash(wrap(b)) and restorer_hash(wrap(a))==restorer_hash(wrap(a))
+    wrap = lambda m, **kw: type('R', (), dict(model=m, name='r', **kw))()
+    assert restorer_hash(None)=='none' and restorer_hash(wrap(a))!=restorer_hash(wrap(b)) and restorer_hash(wrap(a))==restorer_hash(wrap(a)) and restorer_hash(wrap(a, fidelity=.1))!=restorer_hash(wrap(a, fidelity=.9))
+    with pytest.raises(ValueError, match='one of load_restorer'): restorer_hash(lambda y: y)
 
 def test_explorer(tiny):
     box = N_explorer(photos(1), tiny, K=20, steps=2); slider,view = box.children
     first = view.value; slider.value = 16; assert view.value!=first
     slider.value = 2; assert view.value==first
+
+def test_nobodys_pictures_are_overwritten(tiny, lq):
+    before = {p: p.read_bytes() for p in lq.iterdir()}
+    with pytest.raises(ValueError, match='not a target'): make_targets(lq, lq, tiny, K=10)
+    assert before=={p: p.read_bytes() for p in lq.iterdir()}

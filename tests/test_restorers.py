@@ -55,7 +55,7 @@ def test_formulas():
     assert torch.equal(load_restorer('identity')(y), y) and load_restorer('bicubic', scale=4)(y).shape==(1,3,64,64)
 
 def test_ranges(): # a network that doubles: in [-1, 1] and in [0, 1] that is not the same
-    double = nn.Module(); double.forward = lambda x: x*2
+    double = nn.Module(); double.forward = lambda x, **kw: x*2
     y = torch.full((1,3,8,8), .25)
     assert RestorationModel(double, arch='GFPGAN')(y).mean()==.5 and RestorationModel(double, arch='SwinIR')(y).mean()==1
 
@@ -119,7 +119,7 @@ def test_killed_and_resumed_is_the_same(tmp_path):
     whole = tune_restorer(r, y, x, **kw)
     def killed(run, loss):
         if run.it==3: run.save(); raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): RestorerTuner(r, from_pairs(y, x), out=tmp_path, **kw).run(False, killed)
+    with pytest.raises(KeyboardInterrupt): tune_restorer(r, y, x, out=tmp_path, callback=killed, **kw)
     again = tune_restorer(r, y, x, out=tmp_path, **kw)
     assert all(torch.allclose(a, b, atol=1e-6) for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
     assert load_restorer(tmp_path/'restorer.safetensors', device='cpu').arch=='SwinIR'
@@ -151,6 +151,45 @@ def test_the_whole_pipeline(tiny, tmp_path):
     tuned = adapt(r, tmp_path/'lq', tiny, tmp_path/'work', **kw)
     assert len(list((tmp_path/'work'/'targets').glob('*.png')))==3
     assert torch.equal(adapt(r, tmp_path/'lq', tiny, tmp_path/'work', **kw)(pictures(1, 16)), tuned(pictures(1, 16)))
+
+def test_other_data_is_another_run(tmp_path):
+    r,(y,x) = little(),data(); tune_restorer(r, y, x, out=tmp_path, iters=1, **QUICK)
+    for change in (lambda: tune_restorer(r, y.flip(0)+1, x, out=tmp_path, iters=1, **QUICK), lambda: tune_restorer(r, y, x+1, out=tmp_path, iters=1, **QUICK)):
+        with pytest.raises(ValueError, match='another data'): change()
+    other = little()
+    with torch.no_grad(): other.model.conv_last.bias.add_(1)
+    with pytest.raises(ValueError, match='another restorer'): tune_restorer(other, y, x, out=tmp_path, iters=1, **QUICK)
+
+def test_a_line_cut_off_in_the_log_does_not_stop_a_resume(tmp_path):
+    r,(y,x) = little(),data(); kw = dict(out=tmp_path, iters=2, log_every=1, **QUICK)
+    tune_restorer(r, y, x, **kw)
+    with open(tmp_path/'log.jsonl', 'a') as f: f.write('{"it": 1, "lo')
+    tune_restorer(r, y, x, **kw)
+    assert len((tmp_path/'log.jsonl').read_text().splitlines())==2
+
+def test_what_cannot_be_trained_or_adapted(tiny, tmp_path):
+    y,x = data()
+    with pytest.raises(ValueError, match='no weights'): tune_restorer(load_restorer('identity'), y, x, iters=1, **QUICK)
+    with pytest.raises(ValueError, match='must keep the size'): tune_restorer(load_restorer('bicubic', scale=2), y, x, iters=1, **QUICK)
+    save_image(pictures(1), tmp_path/'a'/'a.png'); r = little(); r.least = 512
+    with pytest.raises(ValueError, match='choose a prior of that side'): adapt(r, tmp_path/'a', tiny, tmp_path/'w')
+    assert not (tmp_path/'w').exists()
+
+def test_a_face_fills_a_network_of_fixed_size():
+    seen = []
+    net = nn.Module(); net.forward = lambda x, **kw: seen.append(x.shape) or x
+    r = RestorationModel(net, arch='GFPGAN', multiple=8, least=128, square=True); y = torch.full((1,3,32,24), .3)
+    assert torch.allclose(r(y), y, atol=1e-5) and seen==[(1,3,128,128)]
+
+def test_pairs_by_name_and_clean_pictures_cut_like_their_photos(tmp_path):
+    from skimage import data as pictures_of
+    from gen2res.images import to_tensor
+    from gen2res.restorers import _pairs
+    astro = to_tensor(pictures_of.astronaut()/255)
+    save_image(astro, tmp_path/'clean'/'a.png'); save_image(pictures(1), tmp_path/'odd'/'a.png')
+    y,x = _pairs(tmp_path/'clean', tmp_path/'clean', 64)
+    assert torch.equal(y, x) and len(y)==1                              # a photo and itself: the same square of both
+    with pytest.raises(ImageError, match='its photo'): _pairs(tmp_path/'clean', tmp_path/'odd', 64)
 
 # -- CodeFormer ---------------------------------------------------------------
 
