@@ -24,13 +24,13 @@ from .restore import read_face
 from .train import Run, load_pictures, to_unit
 from .tune import album_hash, to_u8
 
-# %% ../nbs/12_restorers.ipynb #56df8f52
+# %% ../nbs/12_restorers.ipynb #5c5044e0
 SIGNED = 'GFPGAN','RestoreFormer','CodeFormer' # architectures whose pixels are in [-1, 1] (their repositories' inference scripts)
 
 class RestorationModel:
     "A restorer: `r(y)` -> restored, B x 3 x H x W in [-1, 1]."
     def __init__(self, model, # network: B x 3 x H x W -> the same, or a tuple that begins with it
-                 name:str='restorer', arch:str='', # arch: spandrel's name of the architecture
+                 name:str='restorer', arch:str='', # arch: spandrel's name of the architecture; '' for anything else, in [-1, 1]
                  multiple:int=1, least:int=1, square:bool=False, # sides must be multiples of this, at least so long, equal
                  scale:int=1, fidelity:float|None=None, card:dict|None=None, # scale: of the result; fidelity: CodeFormer's w
                  call=None): # call(model, x) -> picture, where that is not model(x)
@@ -65,11 +65,11 @@ class RestorationModel:
 
     def _run(self, x):
         "The network, in its own range of values."
-        if self.arch in SIGNED: return self._face(x)
+        if self.arch in ('', *SIGNED): return self._face(x)
         return self.call(self.model, (x+1)/2)*2-1
 
     def _face(self, x):
-        "Face networks in [-1, 1]; GFPGAN's own noise is left out, so that a photo has one answer."
+        "Networks in [-1, 1]; GFPGAN's own noise is left out, so that a photo has one answer."
         kw = {'CodeFormer': dict(weight=self.fidelity), 'GFPGAN': dict(randomize_noise=False)}.get(self.arch, {})
         out = self.model(x, **kw)
         return out[0] if isinstance(out, (tuple, list)) else out
@@ -82,18 +82,31 @@ class RestorationModel:
 
     def __repr__(self): return f'RestorationModel({self.name}: {self.arch or type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters())/1e6:.1f}M parameters)'
 
-# %% ../nbs/12_restorers.ipynb #7c15535d
+# %% ../nbs/12_restorers.ipynb #23cbf00d
 def _extras(registry):
     "spandrel's sister package, if it is there."
     try: from spandrel_extra_arches import EXTRA_REGISTRY
     except ImportError: return
     registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
 
+def _quiet(f, *args):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return f(*args)
+
+def _multiple(d) -> int:
+    "Sides must be multiples of this. A SwinIR that folds pixels needs whole windows of folded ones, which spandrel does not say."
+    net = d.model
+    return math.lcm(d.size_requirements.multiple_of or 1, getattr(net, 'window_size', 1)*getattr(net, 'start_unshuffle', 1) if d.architecture.name=='SwinIR' else 1)
+
 def _recognised(state, where):
     "spandrel's descriptor of a state dict."
-    from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, UnsupportedModelError
-    _extras(MAIN_REGISTRY)
-    try: d = ModelLoader(device='cpu').load_from_state_dict(dict(state))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                    # of torch, about old ways of the networks
+        from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, UnsupportedModelError
+        _extras(MAIN_REGISTRY)
+        load = partial(_quiet, ModelLoader(device='cpu').load_from_state_dict)
+    try: d = load(dict(state))
     except UnsupportedModelError: raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
     except (RuntimeError, KeyError, ValueError) as e: raise PriorError(f'{where}: its tensors do not fit together ({str(e).splitlines()[0][:100]})') from None
     if not isinstance(d, ImageModelDescriptor): raise PriorError(f'{where}: a network for {d.purpose}, not for restoration')
@@ -104,7 +117,7 @@ def _wrapped(d, name, fidelity=None, card=None) -> RestorationModel:
     "Ours around spandrel's."
     arch,size = d.architecture.name,d.size_requirements
     if fidelity is not None and arch!='CodeFormer': raise ValueError(f'{name}: fidelity is a number of CodeFormer, this is {arch}')
-    return RestorationModel(d.model.eval(), name, arch, size.multiple_of or 1, size.minimum or 1, size.square, d.scale, .5 if arch=='CodeFormer' and fidelity is None else fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
+    return RestorationModel(d.model.eval(), name, arch, _multiple(d), size.minimum or 1, size.square, d.scale, .5 if arch=='CodeFormer' and fidelity is None else fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
 
 def _plain(name, scale):
     "Restorers that are formulas."
