@@ -33,7 +33,7 @@ def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_S
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
-# %% ../nbs/08_album.ipynb #8b359596
+# %% ../nbs/08_album.ipynb #6f782814
 def _name(step):
     "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
     return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
@@ -49,6 +49,11 @@ def _kept(path, key):
         with Image.open(path) as im: same = im.text.get('gen2res-album')==key
         return load_image(path) if same else None
     except (OSError, AttributeError, SyntaxError, ImageError): return None
+
+def _made(path):
+    try:
+        with Image.open(path) as im: return 'gen2res-album' in getattr(im, 'text', {})
+    except OSError: return False
 
 def _foreign(path) -> bool:
     "A whole picture that nobody made here?"
@@ -114,17 +119,12 @@ def in_batches(do, items, batch:int): # do(some) -> their results
             torch.cuda.empty_cache()
         else: items = items[batch:]
 
-# %% ../nbs/08_album.ipynb #bdfc0415
+# %% ../nbs/08_album.ipynb #a9ca22a1
 Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
 FEW = 5 # pictures; a rule of thumb
 
 def _thumb(x): return (resize(x, (32, 32)).clamp(-1, 1)+1)/2
-
-def _made(path):
-    try:
-        with Image.open(path) as im: return 'gen2res-album' in getattr(im, 'text', {})
-    except OSError: return False
 
 def _member(path, side):
     "One file of an album."
