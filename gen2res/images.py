@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_unit_rgb', 'load_image',
-           'save_image', 'atomic', 'resize', 'square', 'list_images', 'each_file', 'grid', 'show', 'astronaut',
-           'ImageRNG', 'seeded']
+           'save_image', 'atomic', 'resize', 'square', 'png_text', 'is_foreign', 'list_images', 'each_file', 'grid',
+           'show', 'astronaut', 'ImageRNG', 'seeded']
 
 # %% ../nbs/00_images.ipynb #adefa441
 import io, math, os, tempfile, warnings
@@ -133,7 +133,7 @@ def _umask():
     mask = os.umask(0); os.umask(mask)
     return mask
 
-# %% ../nbs/00_images.ipynb #67a6b6d7
+# %% ../nbs/00_images.ipynb #ce894817
 def resize(x, # B x C x H x W
            size, # side in pixels, or (height, width)
           ): # B x C x size, clipped to [-1, 1]
@@ -147,6 +147,17 @@ def square(x, # B x C x H x W
     "The largest centred square."
     x = TF.center_crop(x, [min(x.shape[-2:])]*2)
     return x if side is None else resize(x, side)
+
+def png_text(path, key:str) -> str|None:
+    "A text stored in a PNG; None if it is not there, or the file is something else."
+    try:
+        with Image.open(path) as im: return getattr(im, 'text', {}).get(key)
+    except (OSError, SyntaxError): return None
+
+def is_foreign(path, key:str) -> bool:
+    "Is this a whole picture without our mark, that belongs to somebody?"
+    try: return Path(path).exists() and png_text(path, key) is None and load_image(path) is not None
+    except ImageError: return False
 
 def list_images(paths, # files and folders; a folder stands for the pictures in it, not in its subfolders
                ) -> list: # of Path, sorted within each folder, each once

@@ -8,7 +8,7 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'ALBUMS', 'SMALLEST', 'Paths', 'HOW',
            'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square', 'restore_example',
            'restore_files']
 
-# %% ../nbs/10_restore.ipynb #af50191c
+# %% ../nbs/10_restore.ipynb #cf7ecf18
 import hashlib, json, shutil
 from collections import namedtuple
 from functools import partial
@@ -21,7 +21,7 @@ from .constraints import Guide, LowFreq, PartialGuide
 from .degrade import degrade
 from .faces import face_square
 from .filters import lowpass
-from .images import ImageError, astronaut, atomic, each_file, grid, load_image, resize, save_image, seeded
+from .images import ImageError, astronaut, atomic, each_file, grid, load_image, png_text, resize, save_image, seeded
 from .sample import ddpm, denoise
 from .schedule import equivalent_K
 from .tune import PRESETS, album_hash, to_u8, tune
@@ -169,7 +169,7 @@ def most_faithful(samples, y, N:int=4) -> int: # y: 1 x 3 x H x W
     "Index of the sample whose low frequencies are nearest to the photo's."
     return (lowpass(samples, N)-lowpass(y.to(samples), N)).pow(2).flatten(1).mean(1).argmin().item()
 
-# %% ../nbs/10_restore.ipynb #1afc15bf
+# %% ../nbs/10_restore.ipynb #6fc9a032
 def record(settings, # of Restorer.settings
            seed=0, samples=1, kept=0, source='', how='aligned') -> dict: # kept: which of the samples this is; source: the photo's name; how: see face_square
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
@@ -179,9 +179,8 @@ def record(settings, # of Restorer.settings
 
 def read_record(path) -> dict:
     "The record of a restored PNG. Raises ImageError."
-    try:
-        with Image.open(path) as im: return json.loads(im.text['gen2res'])
-    except (OSError, AttributeError, KeyError, ValueError, SyntaxError): raise ImageError(f'{path}: carries no record of a restoration') from None
+    try: return json.loads(png_text(path, 'gen2res'))
+    except (TypeError, ValueError): raise ImageError(f'{path}: carries no record of a restoration') from None
 
 def restorer_of(record, prior, album=None) -> Restorer:
     "The restorer that a record speaks of. Raises ValueError if the prior is another."
@@ -203,7 +202,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #bb14bf97
+# %% ../nbs/10_restore.ipynb #2a21a5be
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -213,11 +212,6 @@ def _check_free(name, out, force, taken=()):
     if name in taken: raise ImageError(f'{name}: another photo of this call has the same name without its suffix; restore it into another folder')
     old = [p for p in result_paths(name, out) if p.exists()]
     if old and not force: raise ImageError(f'{old[0]}: exists already; --force replaces it')
-
-def _ours(path) -> bool:
-    "Is this a restored picture, or a sheet of one?"
-    try: return bool(read_record(path))
-    except ImageError: return False
 
 HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
 
@@ -256,7 +250,7 @@ def restore_files(paths, # files and folders
     "Restore photos one by one; a broken file costs one line, not the batch."
     taken = set()
     def one(path):
-        if _ours(path): raise ImageError(f'{path}: is a result of gen2res, not a photo')
+        if png_text(path, 'gen2res'): raise ImageError(f'{path}: is a result of gen2res, not a photo')
         _check_free(path.stem, out, force, taken)
         y,how = read_face(path, restorer.side)
         taken.add(path.stem)

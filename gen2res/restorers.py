@@ -82,17 +82,20 @@ class RestorationModel:
 
     def __repr__(self): return f'RestorationModel({self.name}: {self.arch or type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters())/1e6:.1f}M parameters)'
 
-# %% ../nbs/12_restorers.ipynb #23cbf00d
-def _extras(registry):
-    "spandrel's sister package, if it is there."
+# %% ../nbs/12_restorers.ipynb #7c74f8bf
+def _spandrel():
+    "spandrel, and the networks of its sister package, if it is there."
+    import spandrel
     try: from spandrel_extra_arches import EXTRA_REGISTRY
-    except ImportError: return
-    registry.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    except ImportError: return spandrel
+    spandrel.MAIN_REGISTRY.add(*EXTRA_REGISTRY, ignore_duplicates=True)
+    return spandrel
 
-def _quiet(f, *args):
+def _quiet(f, *args, **kw):
+    "f(*args, **kw) without the warnings of torch about old ways of the networks."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        return f(*args)
+        return f(*args, **kw)
 
 def _multiple(d) -> int:
     "Sides must be multiples of this. A SwinIR that folds pixels needs whole windows of folded ones, which spandrel does not say."
@@ -101,15 +104,11 @@ def _multiple(d) -> int:
 
 def _recognised(state, where):
     "spandrel's descriptor of a state dict."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                    # of torch, about old ways of the networks
-        from spandrel import MAIN_REGISTRY, ImageModelDescriptor, ModelLoader, UnsupportedModelError
-        _extras(MAIN_REGISTRY)
-        load = partial(_quiet, ModelLoader(device='cpu').load_from_state_dict)
-    try: d = load(dict(state))
-    except UnsupportedModelError: raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
+    spandrel = _quiet(_spandrel)
+    try: d = _quiet(spandrel.ModelLoader(device='cpu').load_from_state_dict, dict(state))
+    except spandrel.UnsupportedModelError: raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
     except (RuntimeError, KeyError, ValueError) as e: raise PriorError(f'{where}: its tensors do not fit together ({str(e).splitlines()[0][:100]})') from None
-    if not isinstance(d, ImageModelDescriptor): raise PriorError(f'{where}: a network for {d.purpose}, not for restoration')
+    if not isinstance(d, spandrel.ImageModelDescriptor): raise PriorError(f'{where}: a network for {d.purpose}, not for restoration')
     if (d.input_channels,d.output_channels)!=(3,3): raise PriorError(f'{where}: works on {d.input_channels} channels, not on colour pictures')
     return d
 
@@ -141,7 +140,7 @@ def _card(path) -> dict:
     if path.suffix!='.safetensors': return {}
     with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('gen2res', '{}'))
 
-# %% ../nbs/12_restorers.ipynb #f3eea5f5
+# %% ../nbs/12_restorers.ipynb #44270b8c
 def _stored(model) -> dict:
     "The state dict under the names that spandrel expects."
     state = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
@@ -167,9 +166,7 @@ class OnePass:
 def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:int=6):
     "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's does with 8 x 8 of 512."
     from spandrel.architectures.SwinIR import SwinIR
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')                                    # torch.meshgrid
-        net = SwinIR(img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8, mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)
+    net = _quiet(SwinIR, img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8, mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)
     return RestorationModel(net, f'swinir{side}', 'SwinIR', multiple=8*fold, card=dict(side=side))
 
 # %% ../nbs/12_restorers.ipynb #fd3bf9eb
