@@ -106,6 +106,8 @@ def test_pyiqa_loads(name, hub, monkeypatch):
     if name=='maniqa':
         plain = timm.create_model
         monkeypatch.setattr(timm, 'create_model', lambda n, pretrained=False, **k: plain(n, pretrained=False, **k))
+        crop = maniqa_arch.uniform_crop
+        monkeypatch.setattr(maniqa_arch, 'uniform_crop', lambda x, crop_size, crop_num: crop(x, crop_size=crop_size, crop_num=1)) # 20 crops of a picture of their size are 20 times the same
         net = maniqa_arch.MANIQA(pretrained=False)
     else: net = musiq_arch.MUSIQ(pretrained=False)
     s = thin(net.state_dict())
