@@ -7,11 +7,12 @@ __all__ = ['FILES', 'DAMAGES', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 
            'CLAIMS', 'portrait', 'person', 'walks', 'portrait_job', 'person_job', 'album_job', 'doer', 'portrait_jobs',
            'person_jobs', 'results', 'claim_K', 'claim_guidance', 'claim_identity', 'claim_sizes', 'claim_damages']
 
-# %% ../nbs/20_claims.ipynb #4cb70d15
+# %% ../nbs/20_claims.ipynb #9e00bc37
 import json
 import numpy as np, torch
 from .album import generative_album
-from .bench import SCORES, compared, data_hash, do_jobs, load_faces, read_job, scores
+from .bench import data_hash, load_faces
+from .explore import SCORES, compared, do_jobs, read_job, scores
 from .degrade import degrade
 from .images import resize
 from .metrics import metric
@@ -149,7 +150,6 @@ def claim_sizes(data, prior, work, progress=False, people=range(12), damage='cam
 def claim_damages(data, prior, work, progress=False, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
     for d in damages: yield from _measured([portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, data, prior, work, progress, damage=d)
-
 
 # %% ../nbs/20_claims.ipynb #3cd9b3f5
 CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages}

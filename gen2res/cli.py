@@ -372,7 +372,7 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #810e1ec7
+# %% ../nbs/18_cli.ipynb #37962316
 def _rows(what, data, work, prior, device):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -393,7 +393,8 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
 
     Example: gen2res bench metrics --data faces
     """
-    from gen2res.bench import BENCHES, MEASURES, save_rows
+    from gen2res.bench import BENCHES, MEASURES
+    from gen2res.explore import save_rows
     from gen2res.claims import CLAIMS
     from gen2res.tables import TABLES
     rows = _rows(what, data, work, prior, device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_unit_rgb', 'load_image',
            'save_image', 'atomic', 'resize', 'square', 'png_text', 'is_foreign', 'list_images', 'each_file', 'grid',
-           'show', 'astronaut', 'ImageRNG', 'seeded']
+           'show', 'astronaut', 'ImageRNG', 'seeded', 'as_picture', 'choice', 'explorer']
 
 # %% ../nbs/00_images.ipynb #adefa441
 import io, math, os, tempfile, warnings
@@ -244,3 +244,35 @@ def seeded(seeds, # an ImageRNG (used as it is), a list of integers, or one inte
     "Generators for `n` images."
     if isinstance(seeds, ImageRNG): return seeds
     return ImageRNG(range(seeds, seeds+n) if isinstance(seeds, Integral) else seeds)
+
+# %% ../nbs/00_images.ipynb #2db15d0f
+def as_picture(drawn, # a Pillow image or a matplotlib Figure
+              ) -> Image.Image:
+    "Either of them as a Pillow image."
+    if isinstance(drawn, Image.Image): return drawn
+    file = io.BytesIO(); drawn.savefig(file, format='png', dpi=100)
+    return Image.open(file)
+
+def choice(options, # what the slider steps through: a list, or a range
+           value=None, # where it starts; None: in the middle
+           **kw): # of the widget
+    "A slider over the options, which reports only where it is let go."
+    import ipywidgets as widgets
+    kw |= dict(value=options[len(options)//2] if value is None else value, continuous_update=False, layout={'width':'420px'})
+    return widgets.IntSlider(min=options[0], max=options[-1], step=options.step, **kw) if isinstance(options, range) else widgets.SelectionSlider(options=options, **kw)
+
+def explorer(draw, # draw(**values) -> Pillow image or Figure
+             **controls): # widgets by the names of draw's arguments
+    "Controls over the picture they draw. The box has them as `.controls`, the last drawing as `.drawn`, and `.redraw()`."
+    import ipywidgets as widgets
+    view,note = widgets.Image(format='png'),widgets.Label()
+    box = widgets.VBox([*controls.values(), view, note])
+    def redraw(change=None):
+        note.value = 'drawing ...'
+        try: box.drawn = draw(**{k: c.value for k,c in controls.items()})
+        except (ValueError, RuntimeError) as e: note.value = str(e); return
+        view.value = as_picture(box.drawn)._repr_png_(); note.value = ''
+    for k,c in controls.items(): c.description = c.description or k; c.observe(redraw, 'value')
+    box.controls,box.view,box.note,box.redraw = controls,view,note,redraw
+    redraw()
+    return box

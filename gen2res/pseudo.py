@@ -6,9 +6,9 @@
 __all__ = ['PSEUDO_SIDE', 'PSEUDO_K', 'PSEUDO_L', 'PSEUDO_N', 'PSEUDO_STRIDE', 'NS', 'MANIFEST', 'MARK', 'NOTE', 'pseudo_numbers',
            'pseudo_targets', 'show_N', 'N_explorer', 'made_by', 'make_targets', 'restorer_hash']
 
-# %% ../nbs/11_pseudo.ipynb #7d87bee0
+# %% ../nbs/11_pseudo.ipynb #471356e5
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
@@ -16,7 +16,7 @@ from .album import in_batches
 from .constraints import LowFreq
 from .degrade import file_seed
 from .filters import lowpass
-from .images import ImageError, atomic, is_foreign, list_images, png_text, save_image
+from .images import ImageError, atomic, choice, explorer, is_foreign, list_images, png_text, save_image
 from .prior import weights_hash
 from .restore import At, read_face, restore
 from .sample import ddpm
@@ -45,7 +45,7 @@ def pseudo_targets(y0, # B x 3 x S x S in [-1, 1]: a restorer's output
     n = pseudo_numbers(prior, K, L, N, steps)
     return restore(y0, prior, n['K'], n['steps'], [LowFreq(y0.to(prior.device), n['N'], lo=n['L'], filter=filter)], seeds=seeds, step=step, **kw)
 
-# %% ../nbs/11_pseudo.ipynb #e5271e95
+# %% ../nbs/11_pseudo.ipynb #dccc2daf
 NS = 1,2,4,8,16
 
 def show_N(N:int, y0, prior, truth=None, **kw): # kw: of pseudo_targets
@@ -56,15 +56,8 @@ def show_N(N:int, y0, prior, truth=None, **kw): # kw: of pseudo_targets
     return show([t for t,_ in tiles], labels=[l for _,l in tiles], side=150)
 
 def N_explorer(y0, prior, truth=None, Ns=NS, **kw):
-    "A slider over N for `show_N`, computed once for each. Returns the box; `.children[0]` is the slider, `.children[1]` the picture."
-    import ipywidgets as widgets
-    seen = {}
-    slider,view = widgets.SelectionSlider(options=list(Ns), value=Ns[min(1, len(Ns)-1)], description='N', continuous_update=False),widgets.Image(format='png')
-    def draw(change=None):
-        if slider.value not in seen: seen[slider.value] = show_N(slider.value, y0, prior, truth, **kw)._repr_png_()
-        view.value = seen[slider.value]
-    slider.observe(draw, 'value'); draw()
-    return widgets.VBox([slider, view])
+    "A slider over N for `show_N`, computed once for each."
+    return explorer(lru_cache(lambda N: show_N(N, y0, prior, truth, **kw)), N=choice(Ns, Ns[min(1, len(Ns)-1)]))
 
 # %% ../nbs/11_pseudo.ipynb #65badb66
 MANIFEST,MARK = 'targets.json','gen2res-target' # the manifest's name; the text that each target carries

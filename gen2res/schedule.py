@@ -145,7 +145,7 @@ def equivalent_K(K:int, # noise steps at `from_side`
     want = math.log(papers.snr(min(K, papers.T)-1)) + 2*math.log(from_side/to_side)
     return 1 + int((torch.log(s.abar/(1-s.abar)) - want).abs().argmin())
 
-# %% ../nbs/01_schedule.ipynb #a9a06925
+# %% ../nbs/01_schedule.ipynb #9d69beff
 def show_kl(schedule:Schedule, x0, y0, t:int, seed:int=0):
     "x_t, y_t under the same noise, and their difference (times 2), as one Pillow image."
     from gen2res.images import seeded, show
@@ -155,13 +155,9 @@ def show_kl(schedule:Schedule, x0, y0, t:int, seed:int=0):
     return show([x_t, y_t, 2*(x_t-y_t)], labels=[f'good photo, t = {t}', f'bad photo, t = {t}', f'2 x difference: {nats:,.0f} nats'], side=170)
 
 def kl_explorer(schedule:Schedule, x0, y0):
-    "A slider over t for `show_kl`. Returns the box; `.children[0]` is the slider, `.children[1]` the picture."
-    import ipywidgets as widgets
-    slider = widgets.IntSlider(199, 0, schedule.T-1, description='t', continuous_update=False, layout={'width':'420px'})
-    view = widgets.Image(format='png')
-    def draw(change=None): view.value = show_kl(schedule, x0, y0, slider.value)._repr_png_()
-    slider.observe(draw, 'value'); draw()
-    return widgets.VBox([slider, view])
+    "A slider over t for `show_kl`."
+    from gen2res.images import choice, explorer
+    return explorer(lambda t: show_kl(schedule, x0, y0, t), t=choice(range(schedule.T), min(199, schedule.T-1)))
 
 # %% ../nbs/01_schedule.ipynb #c6ca396d
 @patch

@@ -7,11 +7,12 @@ __all__ = ['SETS', 'FILES', 'TUNING', 'NAMES', 'RIVALS', 'LOSSES', 'TABLES', 'ph
            'table', 'table_1', 'table_2', 'choices', 'table_19', 'table_21', 'table_4', 'table_6', 'table_10',
            'table_13', 'table_26', 'table_23']
 
-# %% ../nbs/21_tables.ipynb #f4cea710
+# %% ../nbs/21_tables.ipynb #97aaec47
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
-from .bench import compared, data_hash, do_jobs, load_faces, read_job
+from .bench import data_hash, load_faces
+from .explore import compared, do_jobs, read_job
 from .degrade import degrade
 from .metrics import frechet, metric, statistics
 from .prior import weights_hash

@@ -2,7 +2,8 @@
 import csv
 import numpy as np, pytest, torch
 from typer.testing import CliRunner
-from gen2res.bench import DESCRIPTORS, LADDERS, QUERIES, identity_test, load_faces, metric_order, metric_times, sane, save_rows
+from gen2res.bench import DESCRIPTORS, LADDERS, QUERIES, identity_test, load_faces, metric_order, metric_times, sane
+from gen2res.explore import save_rows
 from gen2res.cli import app
 from gen2res.degrade import degrade
 from gen2res.embedder import augmented

@@ -1,7 +1,7 @@
 "The machinery of the claims: jobs, pairing, tables."
 import numpy as np, pytest, torch
 from gen2res import claims
-from gen2res.bench import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
+from gen2res.explore import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
 from gen2res.claims import CLAIMS, person, portrait, results, walks
 from gen2res.images import resize
 from gen2res.restore import Restorer, restore

@@ -1,7 +1,7 @@
 "The second paper's tables, at sizes of seconds."
 import numpy as np, pytest, torch
 from gen2res import tables
-from gen2res.bench import among, read_rows, save_rows
+from gen2res.explore import among, read_rows, save_rows
 from gen2res.restorers import small_swinir
 from gen2res.tables import NAMES, SETS, TABLES, Bench, choices, photos
 
