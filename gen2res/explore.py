@@ -259,7 +259,7 @@ class Background:
             for f in self.done: f()
         except Exception as e: self.text.value = f'stopped: {e}'          # a thread has nobody else to tell
 
-# %% ../nbs/15_explore.ipynb #d324abca
+# %% ../nbs/15_explore.ipynb #0a335133
 def _figure(pictures:dict, panels): # name -> picture; names of the panels
     "A row of pictures, then panels for curves. Returns (figure, axes of the panels)."
     from matplotlib.figure import Figure
@@ -294,7 +294,7 @@ def render_K(lab, K:int, recipe:str='plain', seed:int=0):
     points = {k: lab.measured(lab(lab.restored(k, recipe, seed))['x']) for k in {*lab.Ks, K} if lab.has(lab.restored(k, recipe, seed))}
     fig,axes = _figure(_beside(lab, **{f'{recipe}, K = {K}': x}), points[K])
     _curves(axes, points, K, 'K')
-    for ax in axes: ax.axvline(lab.suggested_K(), color='grey', linestyle=':')
+    for ax in axes: ax.axvline(lab.suggested_K(), color='grey', linestyle=':'); ax.set_xscale('symlog', linthresh=20); ax.set_xticks([0, 10, 20, 100, 1000], ['0', '10', '20', '100', '1000']); ax.set_xlim(-1, 1100)
     return fig
 
 def K_explorer(lab, recipes=('plain','ilvr','dda','pgdiff')):
@@ -303,7 +303,7 @@ def K_explorer(lab, recipes=('plain','ilvr','dda','pgdiff')):
     work = lab.fill([lab.restored(K) for K in lab.Ks])
     return _filling(work, explorer(partial(render_K, lab), K=choice(lab.Ks, lab.Ks[5]), recipe=widgets.Dropdown(options=recipes), seed=choice(range(8), 0)))
 
-# %% ../nbs/15_explore.ipynb #933093b9
+# %% ../nbs/15_explore.ipynb #ac43726b
 SCALES,EVERYS = (0., .25, .5, 1., 2., 4.),(0, 20, 10, 5, 2, 1)
 
 def render_guidance(lab, scale:float=1., every:int=5, last:int=0):
@@ -311,7 +311,7 @@ def render_guidance(lab, scale:float=1., every:int=5, last:int=0):
     job = lambda s: lab.drawn(every, s, last)
     x = lab(job(scale))['x']
     points = {s: lab.measured(lab(job(s))['x']) for s in {*SCALES, scale} if lab.has(job(s))}
-    when = f'every {every}. step' if every else 'never' if not last else f'the first {last}'
+    when = ('never guided' if not last else f'guided on the first {last}') if not every else 'guided always' if every==1 else f'guided every {every}'
     fig,axes = _figure(_beside(lab, **{f'scale {scale:g}, {when}': x[:1], 'another draw': x[1:2]}), points[scale])
     _curves(axes, points, scale, 'scale')
     return fig
@@ -321,7 +321,7 @@ def guidance_explorer(lab, everys=EVERYS, scales=SCALES):
     work = lab.fill([lab.drawn(e, s) for e in everys for s in scales])
     return _filling(work, explorer(partial(render_guidance, lab), scale=choice(scales), every=choice(everys), last=choice((0, 100, 200, 400), 0)))
 
-# %% ../nbs/15_explore.ipynb #a0a0ce2e
+# %% ../nbs/15_explore.ipynb #38538a9a
 SIZES = 1,2,4,8,16,32
 
 def render_album(lab, n:int=16, K:int|None=None, source:str='generative', every:int=5, seed:int=0):
@@ -336,7 +336,7 @@ def render_album(lab, n:int=16, K:int|None=None, source:str='generative', every:
     free = lab(lab.restored(K, seed=seed))['x']
     fig,axes = _figure(_beside(lab, **{f'{source} album': sheet, f'without it, K = {K}': free, f'with {n}': made['x'][k]}), points[n])
     _curves(axes, points, n, 'pictures in the album')
-    for ax,v in zip(axes, lab.measured(free).values()): ax.axhline(v, color='grey', linestyle=':'); ax.set_xscale('log', base=2)
+    for ax,v in zip(axes, lab.measured(free).values()): ax.axhline(v, color='grey', linestyle=':'); ax.set_xscale('log', base=2); ax.set_xticks(sorted(points), sorted(points))
     return fig
 
 def album_explorer(lab, sizes=SIZES, everys=(20, 5)):
@@ -347,7 +347,7 @@ def album_explorer(lab, sizes=SIZES, everys=(20, 5)):
     work = lab.fill([lab.constrained(s, n, everys[-1]) for s in sources for n in sizes])
     return _filling(work, explorer(partial(render_album, lab), n=choice(sizes, sizes[-1]), K=choice(lab.album_Ks), source=widgets.Dropdown(options=sources), every=choice(everys, everys[-1])))
 
-# %% ../nbs/15_explore.ipynb #e039a0e3
+# %% ../nbs/15_explore.ipynb #893b7241
 NS = 1,2,4,8,16
 
 def _windows(ax, K, L, T):
@@ -364,16 +364,17 @@ def render_pseudo(lab, N:int=2, K:int|None=None, L:int|None=None, seed:int=0):
     pictures = _beside(lab, **{'restorer output' if lab.restorer else 'photo, as it is': y0, f'held, N = {N}': lowpass(y0, N) if N>1 else y0, 'pseudo target': made['x']})
     fig,axes = _figure(pictures, points[N])
     _curves(axes, points, N, 'N')
-    fig.set_figheight(3.1)
-    _windows(fig.add_axes((.04, .13, .5, .04), in_layout=False), n['K'], n['L'], lab.prior.schedule.T)
-    fig.get_layout_engine().set(rect=(0, .2, 1, .8))
+    for ax in axes: ax.set_xscale('log', base=2); ax.set_xticks(sorted(points), sorted(points))
+    fig.set_figheight(3.2)
+    _windows(fig.add_axes((.04, .16, .5, .04), in_layout=False), n['K'], n['L'], lab.prior.schedule.T)
+    fig.get_layout_engine().set(rect=(0, .22, 1, .78))
     return fig
 
 def pseudo_explorer(lab, Ns=NS):
     "Sliders over `render_pseudo`."
     n,T = pseudo_numbers(lab.prior),lab.prior.schedule.T
     work = lab.fill([lab.target(n['K'], n['L'], N) for N in Ns])
-    return _filling(work, explorer(partial(render_pseudo, lab), N=choice(Ns, n['N']), K=choice(lab.Ks, min(lab.Ks, key=lambda k: abs(k-n['K']))), L=choice(range(0, T+1), n['L']), seed=choice(range(8), 0)))
+    return _filling(work, explorer(partial(render_pseudo, lab), N=choice(Ns, n['N']), K=choice(sorted({*lab.Ks, n['K']}), n['K']), L=choice(range(0, T+1), n['L']), seed=choice(range(8), 0)))
 
 # %% ../nbs/15_explore.ipynb #4214f37c
 def render_kl(schedule, x0, photos:dict, t:int): # photos: name -> damaged copy of x0, 1 x 3 x S x S each
@@ -389,16 +390,16 @@ def kl_curves_explorer(schedule, x0, photos:dict):
     "A slider over `render_kl`."
     return explorer(partial(render_kl, schedule, x0, photos), t=choice(range(schedule.T), 50))
 
-# %% ../nbs/15_explore.ipynb #a0b38511
+# %% ../nbs/15_explore.ipynb #65fceaeb
 @lru_cache(maxsize=8)
 def _samples(prior, n=8, steps=50): return generate(prior, n, steps).cpu()
 
 @lru_cache(maxsize=8)
 def _errors(prior, ts): # -> mean squared error of the predicted picture, at each index
     x = _samples(prior); noise = seeded(100, len(x)).randn_like(x)
-    with torch.no_grad(): return [(prior(prior.schedule.diffuse(x, t, noise).to(prior.device), t).x0.cpu()-x).pow(2).mean().item() for t in ts]
+    with torch.no_grad(): return [(prior(prior.schedule.diffuse(x, t, noise).to(prior.device), t).x0.cpu().clamp(-1, 1)-x).pow(2).mean().item() for t in ts]
 
-def render_prior(prior, t:int=200, sample:int=0):
+def render_prior(prior, t:int=200, sample:int=0): # sample: 0..7
     "Figure: one of the prior's own samples, noised to index t, and what the prior sees in it; its error against t."
     x = _samples(prior)[sample][None]; x_t = prior.schedule.diffuse(x, t, seeded(100+sample).randn_like(x))
     with torch.no_grad(): guess = prior(x_t.to(prior.device), t).x0.cpu().clamp(-1, 1)

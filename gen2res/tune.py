@@ -17,11 +17,11 @@ from .images import atomic, resize
 from .prior import Prior, PriorError, load_prior, save_prior
 from .train import Trainer
 
-# %% ../nbs/09_tune.ipynb #bdc3a31e
+# %% ../nbs/09_tune.ipynb #735a2254
 PRESETS = { # arguments of tune
     'generative': dict(iters=3000, batch=4, lr=1e-5, dropout=.1), # Gen2Res Table S1
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
-    'fast':       dict(iters=200,  batch=4, lr=1.5e-4, dropout=.1, decay=.7)}
+    'fast':       dict(iters=200,  batch=4, lr=1.5e-4, dropout=0., decay=.7)}
 
 # %% ../nbs/09_tune.ipynb #095a3580
 def to_u8(x): return ((x+1)*127.5).round().clamp(0, 255).byte()
