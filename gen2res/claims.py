@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FILES', 'DAMAGES', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'EVERYS', 'SOME', 'OWN_KS', 'SIZES',
-           'CLAIMS', 'portrait', 'person', 'walks', 'portrait_job', 'person_job', 'album_job', 'doer', 'portrait_jobs',
-           'person_jobs', 'results', 'claim_K', 'claim_guidance', 'claim_identity', 'claim_sizes', 'claim_damages']
+           'CLAIMS', 'portrait', 'person', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims',
+           'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_identity', 'claim_sizes',
+           'claim_damages']
 
-# %% ../nbs/20_claims.ipynb #9e00bc37
+# %% ../nbs/20_claims.ipynb #a9576eeb
 import json
 import numpy as np, torch
 from .album import generative_album
-from .bench import data_hash, load_faces
-from .explore import SCORES, compared, do_jobs, read_job, scores
+from .bench import Bench, data_hash, load_faces
+from .explore import SCORES, compared, scores
 from .degrade import degrade
 from .images import resize
 from .metrics import metric
@@ -44,7 +45,7 @@ def person(data, who:int, damage:str, queries:int=5) -> tuple: # (photos, truths
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
-# %% ../nbs/20_claims.ipynb #92c63f3c
+# %% ../nbs/20_claims.ipynb #e112eafa
 def walks(restorer, y, Ks, seeds, steps) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
     "Every photo restored from every K (at 256 pixels; converted), one tuning per photo."
     at = At(256, restorer.base)
@@ -71,12 +72,22 @@ def album_job(data, prior, who, damage, n=4, **kw): # kw: of generative_album
 
 JOBS = {'portrait': portrait_job, 'person': person_job, 'album': album_job}
 
-def doer(data, prior):
-    "do(**job) for `do_jobs`; the prior computes in bf16, on this page always."
-    prior.bf16 = True
-    return lambda kind, weights, photos, **job: JOBS[kind](data, prior, **job)
+class Claims(Bench):
+    "The bench of this page."
+    def jobs(self, by_method:dict) -> dict: # method -> job
+        "Jobs with all that they depend on."
+        ids = dict(weights=self.prior.fingerprint(), photos=f'{data_hash(self.data, FILES)} {json.dumps(DAMAGES)}')
+        return {m: j | ids for m,j in by_method.items()}
 
-# %% ../nbs/20_claims.ipynb #14e1d693
+    def do(self, kind, weights, photos, **job): return JOBS[kind](self.data, self.prior, **job)
+
+    def results(self, jobs) -> list: # jobs: of {method: job} -> of {method: pictures}
+        "What these jobs have made, or make."
+        jobs = [self.jobs(j) for j in jobs]
+        made = iter(self.done([j for by_method in jobs for j in by_method.values()]))
+        return [{m: next(made) for m in by_method} for by_method in jobs]
+
+# %% ../nbs/20_claims.ipynb #ea46b388
 TUNING = PRESETS['fast'] | dict(amp=True)
 ALBUM = dict(album_steps=86, every=5) # a quarter of the walk's steps, guided as often: 17 times
 KS = 50,100,200,300,400,500,700 # at 256 pixels; the paper's Fig. 8 has 100 to 700
@@ -90,29 +101,22 @@ def person_jobs(who, damage, Ks, sizes=(None,)) -> dict:
     free = dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[0], steps=50)
     return {FREE: free, **{f'{OWN} {n}' if n else OWN: free | dict(recipe='personal', tuning=TUNING) | (dict(size=n) if n else {}) for n in sizes}}
 
-def results(jobs, data, prior, work, progress=False) -> list: # jobs: list of {method: job} -> list of {method: pictures}
-    "What these jobs have made, or make."
-    ids = dict(weights=prior.fingerprint(), photos=f'{data_hash(data, FILES)} {json.dumps(DAMAGES)}')
-    flat = [j | ids for by_method in jobs for j in by_method.values()]
-    paths = iter(do_jobs(flat, doer(data, prior), work, progress))
-    return [{m: read_job(next(paths)) for m in by_method} for by_method in jobs]
-
 def _at(rs, k) -> dict: # rs: of `results`
     "method -> people x SCORES at the k-th K; the photo itself as 'input'."
     given = next(iter(rs[0]))
     return {'input': [scores(r[given]['y'], r[given]['truth']) for r in rs]} | {m: [scores(r[m]['x'][:,k], r[m]['truth']) for r in rs] for m in rs[0]}
 
-def _measured(jobs, Ks, base, data, prior, work, progress, **labels):
+def _measured(b, jobs, Ks, base, **labels):
     "Rows for every K, each method compared with `base`."
-    rs = results(jobs, data, prior, work, progress)
+    rs = b.results(jobs)
     for k,K in enumerate(Ks): yield from compared(_at(rs, k), base, **labels, K=K)
 
-# %% ../nbs/20_claims.ipynb #48309197
-def claim_K(data, prior, work, progress=False, people=range(12), damages=('camera','small')):
+# %% ../nbs/20_claims.ipynb #ae88fc38
+def claim_K(b, people=range(12), damages=('camera','small')):
     "Rows: each measure against K, free and constrained by a generative album."
-    for d in damages: yield from _measured([portrait_jobs(w, d, KS) for w in people], KS, FREE, data, prior, work, progress, damage=d)
+    for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS) for w in people], KS, FREE, damage=d)
 
-# %% ../nbs/20_claims.ipynb #4bf1a0c5
+# %% ../nbs/20_claims.ipynb #53b504c7
 EVERYS = 0,50,20,10,5,1 # of all steps of the walk; 0: never
 
 def _album_scores(r):
@@ -120,36 +124,36 @@ def _album_scores(r):
     close = metric('psnr')(r['x'], r['y'].expand_as(r['x'])).mean().item()
     return [close, *scores(r['x'][None], r['truth'])]
 
-def claim_guidance(data, prior, work, progress=False, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
+def claim_guidance(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
     "Rows: pictures of generative albums against how often they are guided."
     for d in damages:
-        rs = results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people], data, prior, work, progress)
+        rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people])
         yield from compared({str(e): [_album_scores(r[str(e)]) for r in rs] for e in EVERYS}, '0', ('to_photo', *SCORES), damage=d)
 
-# %% ../nbs/20_claims.ipynb #39a67c0a
+# %% ../nbs/20_claims.ipynb #e3b7c46d
 SOME = 0,4 # the queries that a generative album is made for, too: it takes minutes a photo
 OWN_KS = 100,200,400
 
-def claim_identity(data, prior, work, progress=False, people=range(20), damage='camera'):
+def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free and personal on five queries a person; free, generative and personal on two of them."
     made = lambda w: {MADE: dict(kind='person', who=w, damage=damage, Ks=list(OWN_KS), seeds=[0], steps=50, only=list(SOME), recipe='generative', tuning=TUNING, **ALBUM)}
-    five = results([person_jobs(w, damage, OWN_KS) for w in people], data, prior, work, progress)
+    five = b.results([person_jobs(w, damage, OWN_KS) for w in people])
     some = lambda r: {m: {k: v if k=='album' else v[list(SOME)] for k,v in p.items()} for m,p in r.items()}
-    two = [some(r) | g for r,g in zip(five, results([made(w) for w in people], data, prior, work, progress))]
+    two = [some(r) | g for r,g in zip(five, b.results([made(w) for w in people]))]
     for queries,rs in ((5, five), (2, two)):
         for k,K in enumerate(OWN_KS): yield from compared(_at(rs, k), FREE, queries=queries, K=K)
 
-# %% ../nbs/20_claims.ipynb #2e9010d3
+# %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
 
-def claim_sizes(data, prior, work, progress=False, people=range(12), damage='camera'):
+def claim_sizes(b, people=range(12), damage='camera'):
     "Rows: personal albums of rising size."
-    yield from _measured([person_jobs(w, damage, OWN_KS, SIZES) for w in people], OWN_KS, FREE, data, prior, work, progress)
+    yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES) for w in people], OWN_KS, FREE)
 
-# %% ../nbs/20_claims.ipynb #95ba390e
-def claim_damages(data, prior, work, progress=False, people=range(8), damages=('motion','jpeg','scratches')):
+# %% ../nbs/20_claims.ipynb #c7b9a748
+def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
-    for d in damages: yield from _measured([portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, data, prior, work, progress, damage=d)
+    for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, damage=d)
 
 # %% ../nbs/20_claims.ipynb #3cd9b3f5
 CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages}

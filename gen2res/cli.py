@@ -372,23 +372,36 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #37962316
-def _rows(what, data, work, prior, device):
+# %% ../nbs/18_cli.ipynb #f190f342
+def _rows(what, data, work, prior, device, engine):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
-    from gen2res.claims import CLAIMS
-    from gen2res.tables import TABLES, Bench
+    from gen2res.claims import CLAIMS, Claims
+    from gen2res.tables import TABLES, Tables
     kind,_,name = what.partition('-')
-    p = lambda: _prior(prior, device)
+    on = lambda bench: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), engine=engine)
     if what in MEASURES: return lambda: MEASURES[what](data)
-    if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](data, p(), work, sys.stderr.isatty())
-    if kind=='table' and name in TABLES: return lambda: TABLES[name](Bench(data, p(), work, progress=sys.stderr.isatty()))
+    if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables))
+
+def _engine(name, scheduler, ca, cert, key):
+    "The engine that the options ask for."
+    from gen2res.bench import ENGINES
+    if name not in ENGINES: stop(f'no engine {name!r}; there are: {", ".join(ENGINES)}')
+    if name=='local' and any((scheduler, ca, cert, key)): stop('--scheduler and --tls-... are for --engine dask')
+    if name=='dask' and not scheduler: stop('--engine dask needs the address of its scheduler: --scheduler tcp://host:8786')
+    return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
 
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. These take hours and go on if killed.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop and times: folder with faces_val_64.npz, faces_train_64.npz and albums_128.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
-          force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None):
+          force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
+          engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
+          scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
+          tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
+          tls_cert: Annotated[Optional[Path], typer.Option(help='TLS: our certificate.')]=None,
+          tls_key: Annotated[Optional[Path], typer.Option(help='TLS: its key.')]=None):
     """Benchmarks and measurements: speed as ratios in one run, quality as tables.
 
     Example: gen2res bench metrics --data faces
@@ -397,13 +410,13 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.explore import save_rows
     from gen2res.claims import CLAIMS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device)
+    rows = _rows(what, data, work, prior, device, _engine(engine, scheduler, tls_ca, tls_cert, tls_key))
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         out = out or Path(f'nbs/measured/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
         try: typer.echo(save_rows(rows(), out))
-        except (OSError, ValueError, KeyError) as e: stop(str(e).splitlines()[0])
+        except (OSError, ValueError, KeyError, ImportError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES)])}')

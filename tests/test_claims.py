@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch
 from gen2res import claims
 from gen2res.explore import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
-from gen2res.claims import CLAIMS, person, portrait, results, walks
+from gen2res.claims import CLAIMS, Claims, person, portrait, walks
 from gen2res.images import resize
 from gen2res.restore import Restorer, restore
 
@@ -67,9 +67,9 @@ def test_pairing_narrows_the_interval(tmp_path):
 def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
     tiny.side = 64
     job = dict(kind='portrait', who=0, damage='small', Ks=[50], seeds=[0], steps=2)
-    results([dict(free=job)], data, tiny, tmp_path/'w'); before = set((tmp_path/'w').iterdir())
+    Claims(data, tiny, tmp_path/'w').results([dict(free=job)]); before = set((tmp_path/'w').iterdir())
     with torch.no_grad(): next(tiny.model.parameters()).add_(1)
-    results([dict(free=job)], data, tiny, tmp_path/'w')
+    Claims(data, tiny, tmp_path/'w').results([dict(free=job)])
     assert len(before)==1 and len(list((tmp_path/'w').iterdir()))==2
 
 @pytest.mark.parametrize('name', list(CLAIMS))
@@ -78,7 +78,7 @@ def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypa
     kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes') else dict(damages=('small',)))
     if name=='guidance': kw['steps'] = 2; monkeypatch.setattr(claims, 'EVERYS', (0, 1))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
-    rows = list(CLAIMS[name](data, tiny, tmp_path/'w', **kw))
+    rows = list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))
     assert rows and {r['metric'] for r in rows} >= set(SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
-    assert list(CLAIMS[name](data, tiny, tmp_path/'w', **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}

@@ -3,7 +3,7 @@ import numpy as np, pytest, torch
 from gen2res import tables
 from gen2res.explore import among, read_rows, save_rows
 from gen2res.restorers import small_swinir
-from gen2res.tables import NAMES, SETS, TABLES, Bench, choices, photos
+from gen2res.tables import NAMES, SETS, TABLES, Tables, choices, photos
 
 @pytest.fixture
 def data(tmp_path):
@@ -18,7 +18,7 @@ def bench(data, tiny, tmp_path, monkeypatch):
     real = tables.pseudo_targets
     monkeypatch.setattr(tables, 'pseudo_targets', lambda y, prior, **kw: real(y, prior, **(dict(K=8, L=2, steps=2) | kw)))
     torch.manual_seed(0)
-    return Bench(data, tiny, tmp_path/'w', small_swinir(64, width=12, depths=(2,), heads=2))
+    return Tables(data, tiny, tmp_path/'w', small_swinir(64, width=12, depths=(2,), heads=2))
 
 def test_photos_are_damaged_alike_and_differ_by_split(data):
     y,truth = photos(data, '8 severe', 'val'); again,_ = photos(data, '8 severe', 'val', 2)
@@ -60,4 +60,4 @@ def test_the_interval_of_fd64_holds_its_value():
 
 def test_other_photos_are_other_jobs(bench, data, tmp_path):
     np.savez(data/'faces_val_64.npz', images=np.zeros((3,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
-    assert Bench(data, bench.prior, tmp_path/'w', bench.restorer).job('restored', kind='4 moderate')!=bench.job('restored', kind='4 moderate')
+    assert Tables(data, bench.prior, tmp_path/'w', bench.restorer).job('restored', kind='4 moderate')!=bench.job('restored', kind='4 moderate')
