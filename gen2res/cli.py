@@ -6,7 +6,7 @@
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'ForceOption', 'RestorerOption', 'TargetsK', 'TargetsL',
            'TargetsN', 'WorkOption', 'RestorerIters', 'RestorerPreset', 'RealOption', 'BatchOption', 'LrOption',
            'Bf16Option', 'PerceptualOption', 'stop', 'restore', 'info', 'train', 'fetch', 'compare', 'degrade', 'album',
-           'tune', 'targets', 'tune_restorer', 'adapt', 'bench', 'main']
+           'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'bench', 'main']
 
 # %% ../nbs/18_cli.ipynb #b791741f
 import sys
@@ -372,7 +372,29 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #f190f342
+# %% ../nbs/18_cli.ipynb #7a59351a
+@app.command()
+def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "astronaut" for a built-in example with a known truth.')],
+            out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('explored'),
+            recipe: Annotated[str, typer.Option(help='plain, difface, ilvr, dda, pgdiff, dr2 or pseudo.')]='plain',
+            seeds: Annotated[int, typer.Option(min=1, help='Restorations at each K.')]=3,
+            steps: Annotated[int, typer.Option(min=1, help='Of each walk, at most.')]=50,
+            prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
+    """How much noise? The photo restored from every K: writes NAME_K.csv, its curves as .png and .svg, and the pictures.
+
+    Example: gen2res explore old.jpg -o explored
+    """
+    from gen2res.explore import Lab, explore_K
+    from gen2res.restore import damaged_astronaut, read_face
+    p,example = _prior(prior, device),photo=='astronaut' and not Path('astronaut').exists()
+    stem = out/f'{Path(photo).stem}_K'
+    if Path(f'{stem}.csv').exists() and not force: stop(f'{stem}.csv: exists already; --force replaces it')
+    try:
+        y,truth = damaged_astronaut(p.side) if example else (read_face(photo, p.side)[0], None)
+        _say(*explore_K(Lab(y, p, truth, steps=steps), stem, recipe, seeds, sys.stderr.isatty()))
+    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
+
+# %% ../nbs/18_cli.ipynb #00966359
 def _rows(what, data, work, prior, device, engine):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -393,8 +415,8 @@ def _engine(name, scheduler, ca, cert, key):
     return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. These take hours and go on if killed.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop and times: folder with faces_val_64.npz, faces_train_64.npz and albums_128.npz.')]=None,
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. These take hours and go on if killed.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz and albums_128.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',

@@ -6,11 +6,11 @@
 __all__ = ['SCORES', 'EXPERIMENTS', 'SCALES', 'EVERYS', 'SIZES', 'NS', 'job_path', 'local', 'do_jobs', 'read_job', 'sweep',
            'averaged', 'sweep_figure', 'titled', 'band', 'save_rows', 'read_rows', 'among', 'export_sweep', 'scores',
            'compared', 'curves', 'claim_figure', 'lines', 'Lab', 'detail', 'Background', 'render_K', 'K_explorer',
-           'render_guidance', 'guidance_explorer', 'render_album', 'album_explorer', 'render_pseudo', 'pseudo_explorer',
-           'render_kl', 'kl_curves_explorer', 'render_prior', 'prior_explorer', 'render_restorer', 'restorer_explorer',
-           'curtain']
+           'explore_K', 'render_guidance', 'guidance_explorer', 'render_album', 'album_explorer', 'render_pseudo',
+           'pseudo_explorer', 'render_kl', 'kl_curves_explorer', 'render_prior', 'prior_explorer', 'render_restorer',
+           'restorer_explorer', 'curtain']
 
-# %% ../nbs/15_explore.ipynb #66110a62
+# %% ../nbs/15_explore.ipynb #4d9f7389
 import csv, hashlib, io, json, threading, time
 from base64 import b64encode
 from functools import lru_cache, partial
@@ -22,7 +22,7 @@ from IPython.display import HTML
 from tqdm.auto import tqdm
 from .album import generative_album, guide_scale
 from .filters import lowpass
-from .images import atomic, choice, explorer, grid, resize, seeded, show, to_array, to_pil
+from .images import atomic, choice, explorer, grid, save_image, seeded, to_array, to_pil
 from .metrics import METRICS, interval, metric, radial_spectrum
 from .pseudo import pseudo_numbers, pseudo_targets, restorer_hash
 from .restore import RECIPES, At, Restorer, paper_K, recipe_arguments, restore
@@ -268,7 +268,7 @@ class Background:
             for f in self.done: f()
         except Exception as e: self.text.value = f'stopped: {e}'          # a thread has nobody else to tell
 
-# %% ../nbs/15_explore.ipynb #0a335133
+# %% ../nbs/15_explore.ipynb #a8969bcd
 def _figure(pictures:dict, panels): # name -> picture; names of the panels
     "A row of pictures, then panels for curves. Returns (figure, axes of the panels)."
     from matplotlib.figure import Figure
@@ -280,7 +280,7 @@ def _figure(pictures:dict, panels): # name -> picture; names of the panels
     return fig,axes[len(pictures):]
 
 def _picture(ax, name, x):
-    ax.imshow(x if hasattr(x, 'size') and not isinstance(x, torch.Tensor) else to_array(x), interpolation='nearest')
+    ax.imshow(to_array(x) if isinstance(x, torch.Tensor) else x, interpolation='nearest')
     ax.set_title(name, fontsize=9); ax.axis('off')
 
 def _curves(axes, points:dict, now, xlabel): # points: x -> measures by name; now: the x that is shown
@@ -311,6 +311,16 @@ def K_explorer(lab, recipes=('plain','ilvr','dda','pgdiff')):
     import ipywidgets as widgets
     work = lab.fill([lab.restored(K) for K in lab.Ks])
     return _filling(work, explorer(partial(render_K, lab), K=choice(lab.Ks, lab.Ks[5]), recipe=widgets.Dropdown(options=recipes), seed=choice(range(8), 0)))
+
+# %% ../nbs/15_explore.ipynb #a3f0ca61
+def explore_K(lab, stem, # of the files to write
+              recipe:str='plain', seeds:int=3, progress:bool=False) -> list: # of paths: STEM.csv, .png and .svg, and the sheet STEM_pictures.png
+    "The photo restored from every K, several times: a table, its curves, and the pictures."
+    made = lambda K, seed: lab(lab.restored(K, recipe, seed))['x']
+    rows = sweep(dict(K=lab.Ks, seed=range(seeds)), lambda K, seed: lab.measured(made(K, seed)), progress)
+    sheet = grid(torch.cat([made(K, s) for s in range(seeds) for K in lab.Ks]), [f'K = {K}' for _ in range(seeds) for K in lab.Ks], cols=len(lab.Ks), side=128)
+    about = {'Comment': 'Restored by a generative model: detail may be invented and need not be true.'}
+    return [*export_sweep(rows, sweep_figure(rows, 'K', list(lab.measured(lab.photo))), stem), save_image(sheet, f'{stem}_pictures.png', about)]
 
 # %% ../nbs/15_explore.ipynb #ac43726b
 SCALES,EVERYS = (0., .25, .5, 1., 2., 4.),(0, 20, 10, 5, 2, 1)

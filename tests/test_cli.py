@@ -188,3 +188,24 @@ def test_restorer_commands_in_one_line(tmp_path, args, say, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code,_,err = run(*args)
     assert code==2 and say in err and len(err.strip().splitlines())==1
+
+def test_explore(tmp_path, monkeypatch):
+    from gen2res import explore
+    from gen2res.explore import read_rows
+    class Short(explore.Lab):
+        def __init__(self, *a, **kw): super().__init__(*a, **kw); self.Ks = (0, 5, 20)
+    monkeypatch.setattr(explore, 'Lab', Short)
+    code,out,_ = run('explore', 'astronaut', '-o', tmp_path/'o', '--seeds', 2, '--steps', 2)
+    files = [Path(l) for l in out.split('\n') if l]
+    assert code==0 and [f.name for f in files]==['astronaut_K.csv','astronaut_K.png','astronaut_K.svg','astronaut_K_pictures.png']
+    rows = read_rows(files[0]); assert len(rows)==6 and {'K','seed','psnr','ids64','spectrum'}==set(rows[0])
+    assert rows[0]['psnr']==rows[1]['psnr'] and rows[4]['psnr']!=rows[5]['psnr']          # K = 0 is the photo, whatever the seed
+    code,_,err = run('explore', 'astronaut', '-o', tmp_path/'o'); assert code==2 and '--force' in err
+    save_image(astronaut(128), tmp_path/'a.png')
+    code,out,_ = run('explore', tmp_path/'a.png', '-o', tmp_path/'o', '--seeds', 1, '--steps', 2); assert code==0
+    assert 'fine detail, dB' in read_rows(tmp_path/'o'/'a_K.csv')[0]                       # nobody knows the truth of this one
+    code,_,err = run('explore', tmp_path/'no.png', '-o', tmp_path/'o'); assert code==2 and 'no such file' in err
+
+def test_bench_engines_say_what_they_need(tmp_path):
+    for args,word in ((['--engine', 'slurm'], 'local, dask'), (['--engine', 'dask'], '--scheduler'), (['--scheduler', 'tcp://h:1'], '--engine dask')):
+        code,_,err = run('bench', 'claim-K', '--data', tmp_path, *args); assert code==2 and word in err and len(err.strip().split('\n'))==1
