@@ -163,7 +163,7 @@ def lines(rows, metrics=SCORES, **want):
         mine = {r['metric']: r for r in among(rows, method=m, minus=minus)}
         yield f'{m+(f" - {minus}" if minus else ""):22}' + ''.join(f'{mine[k]["value"]:8.3f} ({mine[k]["low"]:.3f}..{mine[k]["high"]:.3f})' for k in metrics)
 
-# %% ../nbs/15_explore.ipynb #8e0302df
+# %% ../nbs/15_explore.ipynb #904571f3
 def _restored(lab, recipe, K, seed, steps):
     return dict(x=Restorer(lab.prior, recipe, K, min(steps, K) or None)(lab.photo, seed))
 
@@ -194,14 +194,13 @@ class Lab:
         self.photo,self.prior,self.truth,self.album,self.restorer = photo,prior,truth,album,restorer
         self.steps,self.album_steps,self.tuning = steps,album_steps,PRESETS[tuning] if isinstance(tuning, str) else tuning
         self.tmp = None if folder else TemporaryDirectory(prefix='gen2res_')
-        self.folder,self.read,self.turn = Path(folder or self.tmp.name),{},threading.RLock()
+        self.folder,self.read,self.scores,self.turn = Path(folder or self.tmp.name),{},{},threading.RLock()
+        self.ids = dict(photo=album_hash(to_u8(photo)), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
         at = At(256, prior)
         self.Ks,self.album_Ks = (tuple(sorted({at.t(K) for K in Ks})) for Ks in ((0, 25, 50, 100, 150, 200, 300, 400, 500, 600, 700, 850, 1000), (100, 200, 400)))
 
     # what can be tried; each returns a job
-    def _job(self, kind, **settings):
-        ids = dict(photo=album_hash(to_u8(self.photo)), prior=self.prior.fingerprint()) | (dict(bf16=True) if self.prior.bf16 else {})
-        return dict(kind=kind, **settings, **ids)
+    def _job(self, kind, **settings): return dict(kind=kind, **settings, **self.ids)
 
     def restored(self, K, recipe='plain', seed=0): return self._job('restored', K=K, recipe=recipe, seed=seed, steps=self.steps)
     def drawn(self, every=5, scale=None, last=0, n=2): return self._job('album', every=every, scale=guide_scale(self.prior) if scale is None else scale, last=last, n=n, steps=self.album_steps)
@@ -227,6 +226,12 @@ class Lab:
         if self.truth is not None: return {m: metric(m)(x, self.truth.expand_as(x)).mean().item() for m in ('psnr', 'ids64', 'spectrum')}
         return {'dB to the photo': metric('psnr')(x, self.photo.expand_as(x)).clamp(max=60).mean().item(), 'fine detail, dB': detail(x).mean().item()}
 
+    def scored(self, job, k=None) -> dict: # k: of the k-th picture only
+        "`measured`, of what came of a job; reckoned once."
+        key = job_path(self.folder, job),k
+        if key not in self.scores: self.scores[key] = self.measured(self(job)['x'] if k is None else self(job)['x'][k][None])
+        return self.scores[key]
+
     def suggested_K(self) -> int:
         "`suggest_K`, with a first restoration in the truth's place."
         return suggest_K(self.prior.schedule, self(self.restored(paper_K(self.prior)))['x'], self.photo)[0]
@@ -238,7 +243,7 @@ def detail(x) -> torch.Tensor: # B x 3 x H x W -> B, in dB
     s = radial_spectrum(x)
     return s[:,s.shape[1]//2:].mean(1)
 
-# %% ../nbs/15_explore.ipynb #5a35e9f4
+# %% ../nbs/15_explore.ipynb #742e6c5c
 class Background:
     "Jobs done in a thread. `.bar` shows how far it is and has a button to stop; `.join()` waits."
     def __init__(self, do, jobs): # do(job)
@@ -266,9 +271,10 @@ class Background:
                 self.count.value,left = i,(time.monotonic()-start)/i*(len(self.jobs)-i)
                 self.text.value = f'{i} of {len(self.jobs)} done' + (f', {tqdm.format_interval(left)} left' if left>=1 else '')
             for f in self.done: f()
+            self.bar.children[2].layout.display = 'none'                  # nothing left to stop
         except Exception as e: self.text.value = f'stopped: {e}'          # a thread has nobody else to tell
 
-# %% ../nbs/15_explore.ipynb #a8969bcd
+# %% ../nbs/15_explore.ipynb #2fedea5e
 def _figure(pictures:dict, panels): # name -> picture; names of the panels
     "A row of pictures, then panels for curves. Returns (figure, axes of the panels)."
     from matplotlib.figure import Figure
@@ -300,7 +306,7 @@ def _filling(work, box):
 def render_K(lab, K:int, recipe:str='plain', seed:int=0):
     "Figure: the photo restored from K, and every measure against K, as far as tried (Gen2Res Fig. 8). Dotted: the suggested K."
     x = lab(lab.restored(K, recipe, seed))['x']
-    points = {k: lab.measured(lab(lab.restored(k, recipe, seed))['x']) for k in {*lab.Ks, K} if lab.has(lab.restored(k, recipe, seed))}
+    points = {k: lab.scored(lab.restored(k, recipe, seed)) for k in {*lab.Ks, K} if lab.has(lab.restored(k, recipe, seed))}
     fig,axes = _figure(_beside(lab, **{f'{recipe}, K = {K}': x}), points[K])
     _curves(axes, points, K, 'K')
     for ax in axes: ax.axvline(lab.suggested_K(), color='grey', linestyle=':'); ax.set_xscale('symlog', linthresh=20); ax.set_xticks([0, 10, 20, 100, 1000], ['0', '10', '20', '100', '1000']); ax.set_xlim(-1, 1100)
@@ -312,24 +318,24 @@ def K_explorer(lab, recipes=('plain','ilvr','dda','pgdiff')):
     work = lab.fill([lab.restored(K) for K in lab.Ks])
     return _filling(work, explorer(partial(render_K, lab), K=choice(lab.Ks, lab.Ks[5]), recipe=widgets.Dropdown(options=recipes), seed=choice(range(8), 0)))
 
-# %% ../nbs/15_explore.ipynb #a3f0ca61
+# %% ../nbs/15_explore.ipynb #0a244646
 def explore_K(lab, stem, # of the files to write
               recipe:str='plain', seeds:int=3, progress:bool=False) -> list: # of paths: STEM.csv, .png and .svg, and the sheet STEM_pictures.png
     "The photo restored from every K, several times: a table, its curves, and the pictures."
     made = lambda K, seed: lab(lab.restored(K, recipe, seed))['x']
-    rows = sweep(dict(K=lab.Ks, seed=range(seeds)), lambda K, seed: lab.measured(made(K, seed)), progress)
+    rows = sweep(dict(K=lab.Ks, seed=range(seeds)), lambda K, seed: lab.scored(lab.restored(K, recipe, seed)), progress)
     sheet = grid(torch.cat([made(K, s) for s in range(seeds) for K in lab.Ks]), [f'K = {K}' for _ in range(seeds) for K in lab.Ks], cols=len(lab.Ks), side=128)
     about = {'Comment': 'Restored by a generative model: detail may be invented and need not be true.'}
     return [*export_sweep(rows, sweep_figure(rows, 'K', list(lab.measured(lab.photo))), stem), save_image(sheet, f'{stem}_pictures.png', about)]
 
-# %% ../nbs/15_explore.ipynb #ac43726b
+# %% ../nbs/15_explore.ipynb #8a6cf3e0
 SCALES,EVERYS = (0., .25, .5, 1., 2., 4.),(0, 20, 10, 5, 2, 1)
 
 def render_guidance(lab, scale:float=1., every:int=5, last:int=0):
     "Figure: two pictures of the album, and the measures against the scale, as far as tried."
     job = lambda s: lab.drawn(every, s, last)
     x = lab(job(scale))['x']
-    points = {s: lab.measured(lab(job(s))['x']) for s in {*SCALES, scale} if lab.has(job(s))}
+    points = {s: lab.scored(job(s)) for s in {*SCALES, scale} if lab.has(job(s))}
     when = ('never guided' if not last else f'guided on the first {last}') if not every else 'guided always' if every==1 else f'guided every {every}'
     fig,axes = _figure(_beside(lab, **{f'scale {scale:g}, {when}': x[:1], 'another draw': x[1:2]}), points[scale])
     _curves(axes, points, scale, 'scale')
@@ -340,7 +346,7 @@ def guidance_explorer(lab, everys=EVERYS, scales=SCALES):
     work = lab.fill([lab.drawn(e, s) for e in everys for s in scales])
     return _filling(work, explorer(partial(render_guidance, lab), scale=choice(scales), every=choice(everys), last=choice((0, 100, 200, 400), 0)))
 
-# %% ../nbs/15_explore.ipynb #38538a9a
+# %% ../nbs/15_explore.ipynb #9beb1c6d
 SIZES = 1,2,4,8,16,32
 
 def render_album(lab, n:int=16, K:int|None=None, source:str='generative', every:int=5, seed:int=0):
@@ -350,7 +356,7 @@ def render_album(lab, n:int=16, K:int|None=None, source:str='generative', every:
     if K not in lab.album_Ks: raise ValueError(f'K must be one of {lab.album_Ks}, got {K}: a tuning is tried at these only')
     job = lambda n: lab.constrained(source, n, every, seed)
     k,made = lab.album_Ks.index(K),lab(job(n))
-    points = {s: lab.measured(lab(job(s))['x'][k][None]) for s in {*SIZES, n} if lab.has(job(s))}
+    points = {s: lab.scored(job(s), k) for s in {*SIZES, n} if lab.has(job(s))}
     sheet = grid(made['album'], cols=int(np.ceil(len(made['album'])**.5)), side=64)
     free = lab(lab.restored(K, seed=seed))['x']
     fig,axes = _figure(_beside(lab, **{f'{source} album': sheet, f'without it, K = {K}': free, f'with {n}': made['x'][k]}), points[n])
@@ -366,7 +372,7 @@ def album_explorer(lab, sizes=SIZES, everys=(20, 5)):
     work = lab.fill([lab.constrained(s, n, everys[-1]) for s in sources for n in sizes])
     return _filling(work, explorer(partial(render_album, lab), n=choice(sizes, sizes[-1]), K=choice(lab.album_Ks), source=widgets.Dropdown(options=sources), every=choice(everys, everys[-1])))
 
-# %% ../nbs/15_explore.ipynb #893b7241
+# %% ../nbs/15_explore.ipynb #f828d3f8
 NS = 1,2,4,8,16
 
 def _windows(ax, K, L, T):
@@ -379,7 +385,7 @@ def render_pseudo(lab, N:int=2, K:int|None=None, L:int|None=None, seed:int=0):
     n = pseudo_numbers(lab.prior, K, L, N)
     job = lambda N: lab.target(n['K'], n['L'], N, seed)
     made = lab(job(N)); y0 = made['y0']
-    points = {k: lab.measured(lab(job(k))['x']) for k in {*NS, N} if lab.has(job(k))}
+    points = {k: lab.scored(job(k)) for k in {*NS, N} if lab.has(job(k))}
     pictures = _beside(lab, **{'restorer output' if lab.restorer else 'photo, as it is': y0, f'held, N = {N}': lowpass(y0, N) if N>1 else y0, 'pseudo target': made['x']})
     fig,axes = _figure(pictures, points[N])
     _curves(axes, points, N, 'N')

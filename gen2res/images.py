@@ -245,7 +245,7 @@ def seeded(seeds, # an ImageRNG (used as it is), a list of integers, or one inte
     if isinstance(seeds, ImageRNG): return seeds
     return ImageRNG(range(seeds, seeds+n) if isinstance(seeds, Integral) else seeds)
 
-# %% ../nbs/00_images.ipynb #2db15d0f
+# %% ../nbs/00_images.ipynb #34533a3f
 def as_picture(drawn, # a Pillow image or a matplotlib Figure
               ) -> Image.Image:
     "Either of them as a Pillow image."
@@ -265,7 +265,7 @@ def explorer(draw, # draw(**values) -> Pillow image or Figure
              **controls): # widgets by the names of draw's arguments
     "Controls over the picture they draw. The box has them as `.controls`, the last drawing as `.drawn`, and `.redraw()`."
     import ipywidgets as widgets
-    view,note = widgets.Image(format='png'),widgets.Label()
+    view,note = widgets.Image(format='png', layout=dict(align_self='flex-start', max_width='100%')),widgets.Label()
     box = widgets.VBox([*controls.values(), view, note])
     def redraw(change=None):
         note.value = 'drawing ...'
