@@ -394,17 +394,19 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
         _say(*explore_K(Lab(y, p, truth, steps=steps), stem, recipe, seeds, sys.stderr.isatty()))
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #00966359
-def _rows(what, data, work, prior, device, engine):
+# %% ../nbs/18_cli.ipynb #8c965812
+def _rows(what, data, work, prior, device, engine, methods):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
+    from gen2res.sets import SETS, Sets, set_table
     from gen2res.tables import TABLES, Tables
     kind,_,name = what.partition('-')
     on = lambda bench: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), engine=engine)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
     if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables))
+    if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, methods.split(','))
 
 def _engine(name, scheduler, ca, cert, key):
     "The engine that the options ask for."
@@ -415,10 +417,11 @@ def _engine(name, scheduler, ca, cert, key):
     return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. These take hours and go on if killed.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz and albums_128.npz.')]=None,
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
+          methods: Annotated[str, typer.Option(help='For set-...: recipes, with commas: plain, generative, ilvr, ...')]='plain',
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -431,8 +434,9 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.bench import BENCHES, MEASURES
     from gen2res.explore import save_rows
     from gen2res.claims import CLAIMS
+    from gen2res.sets import SETS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, _engine(engine, scheduler, tls_ca, tls_cert, tls_key))
+    rows = _rows(what, data, work, prior, device, _engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods)
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         out = out or Path(f'nbs/measured/{what}.csv')
@@ -441,7 +445,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
         except (OSError, ValueError, KeyError, ImportError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
-    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES)])}')
+    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')
 
 def main():
     "Entry point of the `gen2res` command."

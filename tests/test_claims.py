@@ -10,12 +10,14 @@ from gen2res.restore import Restorer, restore
 def data(tmp_path):
     g = np.random.default_rng(0); noise = lambda n, s: g.integers(0, 255, (n,s,s,3), dtype=np.uint8)
     np.savez(tmp_path/'faces_val_64.npz', images=noise(3, 64))
+    np.savez(tmp_path/'cats_64.npz', images=noise(34, 64))
     np.savez(tmp_path/'albums_128.npz', images=noise(12, 128), subject=np.repeat(['a', 'b'], 6), video=np.tile(['u','u','v','v','w','w'], 2))
     return tmp_path
 
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(claims, 'TUNING', dict(iters=1, batch=1, lr=1e-4)); monkeypatch.setattr(claims, 'ALBUM', dict(n=2, album_steps=2, every=1))
+    monkeypatch.setitem(claims.PRESETS, 'generative', dict(iters=2, batch=1, lr=1e-4))
     for name,Ks in (('KS', (50,200)), ('OWN_KS', (100,))): monkeypatch.setattr(claims, name, Ks)
 
 def small(monkeypatch):
@@ -75,10 +77,15 @@ def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypatch):
     tiny.side = 64; small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset') else dict(damages=('small',)))
+    if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
     if name=='guidance': kw['steps'] = 2; monkeypatch.setattr(claims, 'EVERYS', (0, 1))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
     rows = list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))
-    assert rows and {r['metric'] for r in rows} >= set(SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
+    assert rows and {r['metric'] for r in rows} >= set(claims.CAT_SCORES if name=='cats' else SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+
+def test_cats_kept_back_are_not_learned(data):
+    learn,back = claims.cats(data)
+    assert len(learn)==32 and len(back)==2 and not any((learn==c).flatten(1).all(1).any() for c in back)
