@@ -56,4 +56,19 @@ def test_table_is_whole_or_not_there(tmp_path):
 def test_command(data, tmp_path):
     r = CliRunner().invoke(app, ['bench', 'metrics']); assert r.exit_code==2 and '--data' in r.stderr
     r = CliRunner().invoke(app, ['bench', 'identity', '--data', str(tmp_path/'none')]); assert r.exit_code==2 and len(r.stderr.strip().split('\n'))==1
-    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, times, metrics, identity' in r.stderr
+    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, times, metrics, identity' in r.stderr
+
+def test_passes_are_counted(tiny, monkeypatch):
+    from gen2res import bench
+    from gen2res.bench import Count, cost, cost_figure
+    x = torch.zeros(3, 3, 16, 16, requires_grad=True)
+    with Count(tiny.model) as c:
+        tiny(x, 5).x0.sum().backward()
+        with torch.no_grad(): tiny(x[:2], 5)
+    assert (c.forwards, c.backwards, c.equivalents)==(5, 3, 11)
+    tiny(x.detach(), 5); assert c.forwards==5                            # not any more
+    monkeypatch.setitem(bench.PLANS, 'fast', (dict(n=4, every=2, steps=6, K=300), dict(iters=4, batch=2), 3))
+    rows = list(cost(tiny, 'fast', .5)); by = {r['stage']: r for r in rows}
+    assert [(by[s]['forwards'], by[s]['backwards']) for s in ('album','tuning','sampling')]==[(24, 12), (8, 8), (3, 0)]
+    assert by['album']['done']==by['tuning']['done']==.5 and all(r['seconds']>0 and r['over_bare']>0 for r in rows)
+    widths = [b.get_width() for b in cost_figure(rows).axes[0].patches]; assert widths==[48, 24, 3]

@@ -77,7 +77,7 @@ def test_restorers_are_told_apart():
     with pytest.raises(ValueError, match='one of load_restorer'): restorer_hash(lambda y: y)
 
 def test_explorer(tiny):
-    box = N_explorer(photos(1), tiny, K=20, steps=2); slider,view = box.children
+    box = N_explorer(photos(1), tiny, K=20, steps=2); slider,view = box.controls['N'],box.view
     first = view.value; slider.value = 16; assert view.value!=first
     slider.value = 2; assert view.value==first
 
