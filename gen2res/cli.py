@@ -372,7 +372,7 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #7a59351a
+# %% ../nbs/18_cli.ipynb #cc942eff
 @app.command()
 def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "astronaut" for a built-in example with a known truth.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('explored'),
@@ -382,8 +382,11 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """How much noise? The photo restored from every K: writes NAME_K.csv, its curves as .png and .svg, and the pictures.
 
+    Killed and started again, it goes on where it was.
+
     Example: gen2res explore old.jpg -o explored
     """
+    import shutil
     from gen2res.explore import Lab, explore_K
     from gen2res.restore import damaged_astronaut, read_face
     p,example = _prior(prior, device),photo=='astronaut' and not Path('astronaut').exists()
@@ -391,10 +394,12 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
     if Path(f'{stem}.csv').exists() and not force: stop(f'{stem}.csv: exists already; --force replaces it')
     try:
         y,truth = damaged_astronaut(p.side) if example else (read_face(photo, p.side)[0], None)
-        _say(*explore_K(Lab(y, p, truth, steps=steps), stem, recipe, seeds, sys.stderr.isatty()))
+        lab = Lab(y, p, truth, steps=steps, folder=out/'.gen2res-unfinished')
+        _say(*explore_K(lab, stem, recipe, seeds, sys.stderr.isatty()))
+        shutil.rmtree(lab.folder)                                       # faces are personal data
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #8c965812
+# %% ../nbs/18_cli.ipynb #25912ae6
 def _rows(what, data, work, prior, device, engine, methods):
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -442,7 +447,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
         out = out or Path(f'nbs/measured/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
         try: typer.echo(save_rows(rows(), out))
-        except (OSError, ValueError, KeyError, ImportError) as e: stop(str(e).splitlines()[0])
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')

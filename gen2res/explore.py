@@ -10,7 +10,7 @@ __all__ = ['SCORES', 'EXPERIMENTS', 'SCALES', 'EVERYS', 'SIZES', 'NS', 'job_path
            'pseudo_explorer', 'render_kl', 'kl_curves_explorer', 'render_prior', 'prior_explorer', 'render_restorer',
            'restorer_explorer', 'curtain']
 
-# %% ../nbs/15_explore.ipynb #4d9f7389
+# %% ../nbs/15_explore.ipynb #96acf2be
 import csv, hashlib, io, json, threading, time
 from base64 import b64encode
 from functools import lru_cache, partial
@@ -25,7 +25,7 @@ from .filters import lowpass
 from .images import atomic, choice, explorer, grid, save_image, seeded, to_array, to_pil
 from .metrics import METRICS, interval, metric, radial_spectrum
 from .pseudo import pseudo_numbers, pseudo_targets, restorer_hash
-from .restore import RECIPES, At, Restorer, paper_K, recipe_arguments, restore
+from .restore import At, Restorer, paper_K, recipe_arguments, restore
 from .sample import generate
 from .schedule import suggest_K
 from .tune import PRESETS, album_hash, to_u8, tune
@@ -88,7 +88,7 @@ def sweep_figure(rows, x:str, ys, by=None):
     if by: fig.axes[0].legend(fontsize=8)
     return fig
 
-# %% ../nbs/15_explore.ipynb #c05bf524
+# %% ../nbs/15_explore.ipynb #074ba369
 def titled(name): return f'{name} ({"higher" if METRICS[name].better=="up" else "lower"} is better)' if name in METRICS else name
 
 def band(ax, x, rows, label=None): # rows: dicts with value, low, high
@@ -106,7 +106,9 @@ def save_rows(rows, path) -> Path: # rows: of dicts with the same keys
 
 def read_rows(path) -> list:
     "A measured table, numbers as numbers."
-    number = lambda s: float(s) if s.replace('.', '', 1).replace('-', '', 1).replace('e', '', 1).isdigit() else s
+    def number(s):
+        try: return float(s)
+        except ValueError: return s
     with open(path, newline='', encoding='utf-8') as f: return [{k: number(v) for k,v in r.items()} for r in csv.DictReader(f)]
 
 def among(rows, **want): return [r for r in rows if all(r[k]==v for k,v in want.items())]
@@ -115,7 +117,7 @@ def export_sweep(rows, figure, stem) -> list: # of paths: STEM.csv, STEM.png, ST
     "A table and its picture, to take away."
     paths = [save_rows(rows, f'{stem}.csv')]
     for kind in ('png', 'svg'):
-        with atomic(f'{stem}.{kind}') as f: figure.savefig(f, format=kind, dpi=150)
+        with atomic(f'{stem}.{kind}') as f: figure.savefig(f, format=kind, dpi=150, metadata={'Date': None} if kind=='svg' else None)
         paths.append(Path(f'{stem}.{kind}'))
     return paths
 
@@ -163,7 +165,7 @@ def lines(rows, metrics=SCORES, **want):
         mine = {r['metric']: r for r in among(rows, method=m, minus=minus)}
         yield f'{m+(f" - {minus}" if minus else ""):22}' + ''.join(f'{mine[k]["value"]:8.3f} ({mine[k]["low"]:.3f}..{mine[k]["high"]:.3f})' for k in metrics)
 
-# %% ../nbs/15_explore.ipynb #904571f3
+# %% ../nbs/15_explore.ipynb #c2adc87c
 def _restored(lab, recipe, K, seed, steps):
     return dict(x=Restorer(lab.prior, recipe, K, min(steps, K) or None)(lab.photo, seed))
 
@@ -217,7 +219,8 @@ class Lab:
         "What came of it; tried now, if it was not before."
         path = job_path(self.folder, job)
         if path not in self.read:
-            with self.turn: do_jobs([job], self._do, self.folder)
+            if not path.exists():                                        # what is there need not wait for what is being made
+                with self.turn: do_jobs([job], self._do, self.folder)
             self.read[path] = read_job(path)
         return self.read[path]
 
@@ -318,13 +321,15 @@ def K_explorer(lab, recipes=('plain','ilvr','dda','pgdiff')):
     work = lab.fill([lab.restored(K) for K in lab.Ks])
     return _filling(work, explorer(partial(render_K, lab), K=choice(lab.Ks, lab.Ks[5]), recipe=widgets.Dropdown(options=recipes), seed=choice(range(8), 0)))
 
-# %% ../nbs/15_explore.ipynb #0a244646
+# %% ../nbs/15_explore.ipynb #d0aace47
 def explore_K(lab, stem, # of the files to write
               recipe:str='plain', seeds:int=3, progress:bool=False) -> list: # of paths: STEM.csv, .png and .svg, and the sheet STEM_pictures.png
     "The photo restored from every K, several times: a table, its curves, and the pictures."
     made = lambda K, seed: lab(lab.restored(K, recipe, seed))['x']
-    rows = sweep(dict(K=lab.Ks, seed=range(seeds)), lambda K, seed: lab.scored(lab.restored(K, recipe, seed)), progress)
-    sheet = grid(torch.cat([made(K, s) for s in range(seeds) for K in lab.Ks]), [f'K = {K}' for _ in range(seeds) for K in lab.Ks], cols=len(lab.Ks), side=128)
+    tau = recipe_arguments(recipe, lab.photo, lab.prior)['tau']
+    Ks = [K for K in lab.Ks if not K or K>tau]                             # a walk that stops at tau must begin above it
+    rows = sweep(dict(K=Ks, seed=range(seeds)), lambda K, seed: lab.scored(lab.restored(K, recipe, seed)), progress)
+    sheet = grid(torch.cat([made(K, s) for s in range(seeds) for K in Ks]), [f'K = {K}' for _ in range(seeds) for K in Ks], cols=len(Ks), side=128)
     about = {'Comment': 'Restored by a generative model: detail may be invented and need not be true.'}
     return [*export_sweep(rows, sweep_figure(rows, 'K', list(lab.measured(lab.photo))), stem), save_image(sheet, f'{stem}_pictures.png', about)]
 

@@ -245,7 +245,7 @@ def seeded(seeds, # an ImageRNG (used as it is), a list of integers, or one inte
     if isinstance(seeds, ImageRNG): return seeds
     return ImageRNG(range(seeds, seeds+n) if isinstance(seeds, Integral) else seeds)
 
-# %% ../nbs/00_images.ipynb #34533a3f
+# %% ../nbs/00_images.ipynb #c360d228
 def as_picture(drawn, # a Pillow image or a matplotlib Figure
               ) -> Image.Image:
     "Either of them as a Pillow image."
@@ -270,7 +270,7 @@ def explorer(draw, # draw(**values) -> Pillow image or Figure
     def redraw(change=None):
         note.value = 'drawing ...'
         try: box.drawn = draw(**{k: c.value for k,c in controls.items()})
-        except (ValueError, RuntimeError) as e: note.value = str(e); return
+        except Exception as e: note.value = str(e) or type(e).__name__; return # a widget has nowhere else to show it
         view.value = as_picture(box.drawn)._repr_png_(); note.value = ''
     for k,c in controls.items(): c.description = c.description or k; c.observe(redraw, 'value')
     box.controls,box.view,box.note,box.redraw = controls,view,note,redraw

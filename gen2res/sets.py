@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['RealSet', 'SETS', 'set_files', 'Sets', 'set_table']
 
-# %% ../nbs/22_sets.ipynb #e226c44b
+# %% ../nbs/22_sets.ipynb #f624dd7f
 import hashlib, warnings
 from collections import namedtuple
 from pathlib import Path
 import numpy as np
 from .bench import Bench
 from .explore import compared, detail
-from .images import ImageError, list_images, load_image, resize, square
+from .images import ImageError, list_images, load_image, square
 from .metrics import METRICS, can_run, metric
-from .restore import RECIPES, Restorer, read_face
+from .restore import RECIPES, Restorer
 
-# %% ../nbs/22_sets.ipynb #865bf7d4
+# %% ../nbs/22_sets.ipynb #7455e7fc
 RealSet = namedtuple('RealSet', 'folder count truth source', defaults=(None, '')) # folders below the data folder
 SETS = {
     'wider-test':     RealSet('wider_test', 970, source='Gen2Res Sec. 4.1; aligned faces of WIDER FACE, heavily degraded'),
@@ -34,21 +34,22 @@ def set_files(data, name:str) -> list: # of (photo, truth or None)
     s = SETS[name]; folder = Path(data)/s.folder
     if not folder.is_dir(): raise ImageError(f'{folder}: is not there; {name} belongs into it ({s.count} photos; {s.source})')
     files = list_images([folder])
+    if not files: raise ImageError(f'{folder}: no pictures here; {name} has {s.count}')
     if len(files)!=s.count: warnings.warn(f'{folder}: {len(files)} photos, where the paper has {s.count}')
     truths = {p.stem: p for p in list_images([Path(data)/s.truth])} if s.truth else {}
     lost = [p for p in files if s.truth and p.stem not in truths]
     if lost: raise ImageError(f'{lost[0]}: has no truth of the same name in {Path(data)/s.truth}')
     return [(p, truths.get(p.stem)) for p in files]
 
-# %% ../nbs/22_sets.ipynb #e6f5fe40
+# %% ../nbs/22_sets.ipynb #5609df90
 class Sets(Bench):
     "The bench of the real sets."
     def job(self, photo, recipe, **kw) -> dict: # kw: of Restorer
         digest = hashlib.sha256(Path(photo).read_bytes()).hexdigest()[:12]
-        return dict(set_photo=digest, file=str(photo), recipe=recipe, weights=self.prior.fingerprint(), settings=kw)
+        return dict(set_photo=digest, file=str(Path(photo).relative_to(self.data)), recipe=recipe, weights=self.prior.fingerprint(), settings=kw)
 
     def do(self, set_photo, file, recipe, weights, settings):
-        y,_ = read_face(Path(file), self.prior.side)
+        y = square(load_image(Path(self.data)/file), self.prior.side)          # these sets are aligned; so is the truth
         return dict(y=y, x=y if recipe=='input' else Restorer(self.prior, recipe, **settings)(y, int(set_photo, 16) % 2**31))
 
 def _measures(truth:bool) -> dict: # name -> f(x, truth)
