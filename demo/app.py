@@ -8,10 +8,10 @@ from pathlib import Path
 import gradio as gr
 from gen2res.images import ImageError, save_image, to_pil
 from gen2res.prior import PriorError, load_prior
-from gen2res.restore import Restorer, damaged_astronaut, paper_K, read_face, record
+from gen2res.restore import NOTICE, Restorer, damaged_astronaut, paper_K, read_face, record
 
 prior = lru_cache(load_prior)
-NOTICE = 'Restored by a generative model: what the photo does not show is invented. Photo and result are deleted within twenty minutes of closing the page.'
+PRIVACY = 'Photo and result are deleted within twenty minutes of closing the page.'
 
 def folder(request:gr.Request):
     "This visitor's own temporary folder."
@@ -48,7 +48,7 @@ def build():
             with gr.Column():
                 with gr.Row(): seen,result = gr.Image(format='png', label='Before', height=320),gr.Image(format='png', label='Restored', height=320)
                 file = gr.File(label='PNG with its record')
-                gr.Markdown(NOTICE)
+                gr.Markdown(f'{NOTICE} {PRIVACY}')
         go.click(run, [photo, K, seed], [seen, result, file])
         demo.click(example, None, photo)
         page.unload(forget)

@@ -7,8 +7,8 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'DESCRIPTORS', 'QUERIES', 'BENCHES', '
            'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'Bench', 'Dask', 'load_faces',
            'data_hash', 'sane', 'metric_order', 'metric_times', 'pixels', 'hog', 'ours', 'identity_test']
 
-# %% ../nbs/16_bench.ipynb #1e19e27d
-import copy, hashlib, pickle, statistics, threading, time, warnings
+# %% ../nbs/16_bench.ipynb #c649559e
+import copy, hashlib, pickle, re, statistics, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -51,7 +51,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #286755d7
+# %% ../nbs/16_bench.ipynb #2881612f
 class Count:
     "Pictures through a network, and through its copies, while the block lasts: .forwards and .backwards."
     def __init__(self, model): self.model,self.forwards,self.backwards = model,0,0
@@ -98,7 +98,8 @@ def cost(prior, plan:str='fast', # of PLANS
     "Rows: seconds, MB, passes, and seconds over those of as many passes of the bare network, of each stage of a plan."
     album,tuning,steps = PLANS[plan]; cut = lambda k: max(1, round(share*k))
     y = astronaut(prior.side).to(prior.device) if y is None else y
-    small = album | dict(n=cut(album['n'])),tuning | dict(iters=cut(tuning['iters'])),steps
+    at_once = 4 if prior.device.type=='cpu' else album['n']                    # as generative_album does; fewer would need less memory
+    small = album | dict(n=max(at_once, cut(album['n']))),tuning | dict(iters=cut(tuning['iters'])),steps
     times = dict(album=album['n']/small[0]['n'], tuning=tuning['iters']/small[1]['iters'], sampling=1)
     pass_ = statistics.median(timed(lambda: bare(prior, y.expand(4, -1, -1, -1), [100])) for _ in range(5))/4
     for stage,used,do in _stages(prior, y, *small):
@@ -127,16 +128,24 @@ def cost_figure(rows):
     ax.set_xlabel('passes forward, or as much'); ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/16_bench.ipynb #60dbfb17
+# %% ../nbs/16_bench.ipynb #33b8ef27
 class Bench:
     "What a measurement needs: pictures, a prior, a folder for results, and something to do the jobs."
     def __init__(self, data, prior, # folder of pictures; of load_prior, in bf16 from here on
-                 work, progress:bool=False, engine=local): # folder for results
-        self.data,self.prior,self.work,self.progress,self.engine = data,prior,Path(work),progress,engine
-        prior.bf16 = True
+                 work, progress:bool=False, engine=local, # folder for results
+                 methods=None): # only these, and what they are compared with; None: all
+        self.data,self.prior,self.work,self.progress,self.engine = data,copy.copy(prior),Path(work),progress,engine
+        self.prior.bf16,self.methods = True,methods
 
     def __getstate__(self): return self.__dict__ | dict(engine=local, progress=False, prior=copy.deepcopy(self.prior).to('cpu')) # what travels to a worker
     def __setstate__(self, state): self.__dict__.update(state); self.prior.to(best_device())
+
+    def chosen(self, by_method:dict, base) -> dict: # base: what the others are compared with
+        "Of the jobs by method those that were asked for."
+        if not self.methods: return by_method
+        unknown = [m for m in self.methods if m not in by_method]
+        if unknown: raise ValueError(f'no method {unknown[0]!r} here; there are: {", ".join(by_method)}')
+        return {m: j for m,j in by_method.items() if m in (*self.methods, base)}
 
     def done(self, jobs) -> list: # of pictures by name
         "What these jobs have made, or make."
@@ -150,17 +159,21 @@ class Dask:
     "An engine: the workers of a dask scheduler that is there already."
     def __init__(self, scheduler:str, # tcp://host:8786, or tls://host:8786
                  ca=None, cert=None, key=None): # TLS: files of the authority, and of our certificate
+        if not re.fullmatch(r'(tcp|tls)://[^/\s]+:\d+', scheduler): raise ValueError(f'{scheduler}: not the address of a scheduler; it looks like tcp://host:8786')
+        if scheduler.startswith('tls') and not (ca and cert and key): raise ValueError(f'{scheduler}: needs the files of authority, certificate and key (--tls-ca, --tls-cert, --tls-key)')
         self.scheduler,self.tls = scheduler,dict(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key)
 
     def __call__(self, do, jobs):
         import cloudpickle
-        from distributed import Client, Security, as_completed
+        from distributed import Client, KilledWorker, Security, as_completed
         security = Security(require_encryption=True, **self.tls) if any(self.tls.values()) else None
         with Client(self.scheduler, security=security, timeout=10, set_as_default=False) as client, warnings.catch_warnings():
             warnings.filterwarnings('ignore', message='Sending large graph')
             there = client.submit(pickle.loads, cloudpickle.dumps(do), pure=False)     # a task like any other: when its worker dies, it is done again elsewhere
             futures = {client.submit(_call, there, job, pure=False, retries=2): job for job in jobs}
-            for f in as_completed(list(futures), loop=client.loop): yield futures.pop(f),f.result()
+            for f in as_completed(list(futures), loop=client.loop):
+                try: yield futures.pop(f),f.result()
+                except KilledWorker as e: raise RuntimeError(f'{self.scheduler}: every worker that took one of the jobs died (memory?); see its log. What was done is kept') from e
 
 def _call(do, job): return do(job)
 

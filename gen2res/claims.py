@@ -45,7 +45,7 @@ def person(data, who:int, damage:str, queries:int=5) -> tuple: # (photos, truths
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
-# %% ../nbs/20_claims.ipynb #ac618ed5
+# %% ../nbs/20_claims.ipynb #33339a80
 def walks(restorer, y, Ks, seeds, steps) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
     "Every photo restored from every K (at 256 pixels; converted), one tuning per photo."
     at = At(256, restorer.base)
@@ -81,13 +81,13 @@ class Claims(Bench):
 
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)
 
-    def results(self, jobs) -> list: # jobs: of {method: job} -> of {method: pictures}
+    def results(self, jobs, base) -> list: # jobs: of {method: job} -> of {method: pictures}
         "What these jobs have made, or make."
-        jobs = [self.jobs(j) for j in jobs]
+        jobs = [self.jobs(self.chosen(j, base)) for j in jobs]
         made = iter(self.done([j for by_method in jobs for j in by_method.values()]))
         return [{m: next(made) for m in by_method} for by_method in jobs]
 
-# %% ../nbs/20_claims.ipynb #ea46b388
+# %% ../nbs/20_claims.ipynb #e42db2f9
 TUNING = PRESETS['fast'] | dict(amp=True)
 ALBUM = dict(album_steps=86, every=5) # a quarter of the walk's steps, guided as often: 17 times
 KS = 50,100,200,300,400,500,700 # at 256 pixels; the paper's Fig. 8 has 100 to 700
@@ -108,7 +108,7 @@ def _at(rs, k) -> dict: # rs: of `results`
 
 def _measured(b, jobs, Ks, base, **labels):
     "Rows for every K, each method compared with `base`."
-    rs = b.results(jobs)
+    rs = b.results(jobs, base)
     for k,K in enumerate(Ks): yield from compared(_at(rs, k), base, **labels, K=K)
 
 # %% ../nbs/20_claims.ipynb #ae88fc38
@@ -116,7 +116,7 @@ def claim_K(b, people=range(12), damages=('camera','small')):
     "Rows: each measure against K, free and constrained by a generative album."
     for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS) for w in people], KS, FREE, damage=d)
 
-# %% ../nbs/20_claims.ipynb #53b504c7
+# %% ../nbs/20_claims.ipynb #a17e31c3
 EVERYS = 0,50,20,10,5,1 # of all steps of the walk; 0: never
 
 def _album_scores(r):
@@ -127,19 +127,20 @@ def _album_scores(r):
 def claim_guidance(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
     "Rows: pictures of generative albums against how often they are guided."
     for d in damages:
-        rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people])
-        yield from compared({str(e): [_album_scores(r[str(e)]) for r in rs] for e in EVERYS}, '0', ('to_photo', *SCORES), damage=d)
+        rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people], '0')
+        yield from compared({e: [_album_scores(r[e]) for r in rs] for e in rs[0]}, '0', ('to_photo', *SCORES), damage=d)
 
-# %% ../nbs/20_claims.ipynb #e3b7c46d
+# %% ../nbs/20_claims.ipynb #5271395e
 SOME = 0,4 # the queries that a generative album is made for, too: it takes minutes a photo
 OWN_KS = 100,200,400
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free and personal on five queries a person; free, generative and personal on two of them."
     made = lambda w: {MADE: dict(kind='person', who=w, damage=damage, Ks=list(OWN_KS), seeds=[0], steps=50, only=list(SOME), recipe='generative', tuning=TUNING, **ALBUM)}
-    five = b.results([person_jobs(w, damage, OWN_KS) for w in people])
-    some = lambda r: {m: {k: v if k=='album' else v[list(SOME)] for k,v in p.items()} for m,p in r.items()}
-    two = [some(r) | g for r,g in zip(five, b.results([made(w) for w in people]))]
+    all_ = b.results([person_jobs(w, damage, OWN_KS) | made(w) for w in people], FREE)
+    some = lambda p: {k: v if k=='album' else v[list(SOME)] for k,v in p.items()}
+    five = [{m: p for m,p in r.items() if m!=MADE} for r in all_]
+    two = [{m: p if m==MADE else some(p) for m,p in r.items()} for r in all_]
     for queries,rs in ((5, five), (2, two)):
         for k,K in enumerate(OWN_KS): yield from compared(_at(rs, k), FREE, queries=queries, K=K)
 
@@ -155,7 +156,7 @@ def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
     for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, damage=d)
 
-# %% ../nbs/20_claims.ipynb #e611052d
+# %% ../nbs/20_claims.ipynb #855cc784
 CATS = 'cats_64.npz'
 CAT_TRAINING = dict(iters=1000, batch=16, lr=3e-4, dropout=0., decay=.7, flips=True, ema=.99, amp=True)
 
@@ -180,8 +181,8 @@ def claim_cats(b, damages=('camera','small'), n=100, steps=50, training=None):
     each = lambda x, t: np.stack([metric(m)(x, t).numpy() for m in CAT_SCORES], 1)
     for d in damages:
         job = dict(kind='cats', damage=d, n=n, Ks=list(OWN_KS), steps=steps, cats_hash=data_hash(b.data, (CATS,)))
-        [r] = b.results([{'of faces': job | dict(which='faces'), 'of cats': job | dict(which='cats', training=training or CAT_TRAINING)}])
-        y,t = (r['of cats'][k] for k in ('y', 'truth'))
+        [r] = b.results([{'of faces': job | dict(which='faces'), 'of cats': job | dict(which='cats', training=training or CAT_TRAINING)}], 'of faces')
+        y,t = (r['of faces'][k] for k in ('y', 'truth'))
         for k,K in enumerate(OWN_KS): yield from compared({'input': each(y, t)} | {m: each(p['x'][:,k], t) for m,p in r.items()}, 'of faces', CAT_SCORES, damage=d, K=K)
 
 # %% ../nbs/20_claims.ipynb #4bd0ca52

@@ -29,7 +29,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #d65ae6eb
+# %% ../nbs/18_cli.ipynb #4751afb8
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -62,11 +62,10 @@ def _one_pass(name, side, fidelity, device):
 def _warned(f, *args):
     "f(*args), its warnings as plain lines on the error stream."
     import warnings
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always')
-        result = f(*args)
-    for w in said: typer.echo(f'note: {w.message}', err=True)
-    return result
+    with warnings.catch_warnings():
+        warnings.simplefilter('once', UserWarning)
+        warnings.showwarning = lambda message, *a, **kw: typer.echo(f'note: {message}', err=True)
+        return f(*args)
 
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
@@ -399,19 +398,19 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
         shutil.rmtree(lab.folder)                                       # faces are personal data
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #25912ae6
-def _rows(what, data, work, prior, device, engine, methods):
+# %% ../nbs/18_cli.ipynb #0d593a9d
+def _rows(what, data, work, prior, device, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
     from gen2res.sets import SETS, Sets, set_table
     from gen2res.tables import TABLES, Tables
     kind,_,name = what.partition('-')
-    on = lambda bench: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), engine=engine)
+    on = lambda bench: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
     if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables))
-    if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, methods.split(','))
+    if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, kw['methods'] or ['plain'])
 
 def _engine(name, scheduler, ca, cert, key):
     "The engine that the options ask for."
@@ -419,14 +418,15 @@ def _engine(name, scheduler, ca, cert, key):
     if name not in ENGINES: stop(f'no engine {name!r}; there are: {", ".join(ENGINES)}')
     if name=='local' and any((scheduler, ca, cert, key)): stop('--scheduler and --tls-... are for --engine dask')
     if name=='dask' and not scheduler: stop('--engine dask needs the address of its scheduler: --scheduler tcp://host:8786')
-    return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
+    try: return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
+    except ValueError as e: stop(e)
 
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
-          methods: Annotated[str, typer.Option(help='For set-...: recipes, with commas: plain, generative, ilvr, ...')]='plain',
+          methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -441,12 +441,13 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, _engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods)
+    rows = _rows(what, data, work, prior, device, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
+    if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         out = out or Path(f'nbs/measured/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-        try: typer.echo(save_rows(rows(), out))
+        try: typer.echo(_warned(save_rows, rows(), out))
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         for line in BENCHES[what](_prior(prior, device)): typer.echo(line)

@@ -7,8 +7,8 @@ __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'to_tensor', 'to_array', 'to_pil
            'save_image', 'atomic', 'resize', 'square', 'png_text', 'is_foreign', 'list_images', 'each_file', 'grid',
            'show', 'astronaut', 'ImageRNG', 'seeded', 'as_picture', 'choice', 'explorer']
 
-# %% ../nbs/00_images.ipynb #adefa441
-import io, math, os, tempfile, warnings
+# %% ../nbs/00_images.ipynb #3e9df761
+import io, math, os, tempfile, threading, warnings
 from numbers import Integral
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,7 +245,7 @@ def seeded(seeds, # an ImageRNG (used as it is), a list of integers, or one inte
     if isinstance(seeds, ImageRNG): return seeds
     return ImageRNG(range(seeds, seeds+n) if isinstance(seeds, Integral) else seeds)
 
-# %% ../nbs/00_images.ipynb #c360d228
+# %% ../nbs/00_images.ipynb #5bb82212
 def as_picture(drawn, # a Pillow image or a matplotlib Figure
               ) -> Image.Image:
     "Either of them as a Pillow image."
@@ -266,13 +266,14 @@ def explorer(draw, # draw(**values) -> Pillow image or Figure
     "Controls over the picture they draw. The box has them as `.controls`, the last drawing as `.drawn`, and `.redraw()`."
     import ipywidgets as widgets
     view,note = widgets.Image(format='png', layout=dict(align_self='flex-start', max_width='100%')),widgets.Label()
-    box = widgets.VBox([*controls.values(), view, note])
+    box,turn = widgets.VBox([*controls.values(), view, note]),threading.RLock()
     def redraw(change=None):
-        note.value = 'drawing ...'
-        try: box.drawn = draw(**{k: c.value for k,c in controls.items()})
-        except Exception as e: note.value = str(e) or type(e).__name__; return # a widget has nowhere else to show it
-        view.value = as_picture(box.drawn)._repr_png_(); note.value = ''
+        with turn:                                                            # threads may ask, too; the last to draw shows the newest values
+            note.value = 'drawing ...'
+            try: box.drawn = draw(**{k: c.value for k,c in controls.items()})
+            except Exception as e: note.value = str(e) or type(e).__name__; return # a widget has nowhere else to show it
+            view.value = as_picture(box.drawn)._repr_png_(); note.value = ''
     for k,c in controls.items(): c.description = c.description or k; c.observe(redraw, 'value')
-    box.controls,box.view,box.note,box.redraw = controls,view,note,redraw
+    box.controls,box.view,box.note,box.redraw,box.drawn = controls,view,note,redraw,None
     redraw()
     return box

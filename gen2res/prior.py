@@ -21,7 +21,7 @@ from .images import atomic
 from .schedule import Schedule, per_image
 from .unet import FAMILIES, UNet
 
-# %% ../nbs/03_prior.ipynb #57006008
+# %% ../nbs/03_prior.ipynb #d7c55001
 Pred = namedtuple('Pred', 'x0 eps var')
 Pred.__doc__ = "x0, eps: B x 3 x H x W. var: None, or the learned interpolation v in [-1, 1] between the log variances of a step."
 
@@ -58,8 +58,8 @@ class Prior:
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
 
     def fingerprint(self) -> str:
-        "Which prior made this picture?"
-        return weights_hash(self.model)
+        "12 hex digits: which prior made this picture? Weights, schedule and variance."
+        return hashlib.sha256(json.dumps([weights_hash(self.model), _schedule_config(self.schedule), self.variance]).encode()).hexdigest()[:12]
 
     def __repr__(self):
         n = sum(p.numel() for p in self.model.parameters())

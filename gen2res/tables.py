@@ -86,7 +86,7 @@ class Tables(Bench):
         tuned = tune_restorer(self.restorer, to_u8(y), to_u8(x), real, self.prior.side, losses=losses, seed=seed, **tuning)
         return tuned(photos(self.data, kind, 'val')[0])
 
-# %% ../nbs/21_tables.ipynb #c166758b
+# %% ../nbs/21_tables.ipynb #c13752e7
 NAMES = 'psnr','ssim','pd64','ids64','spectrum'
 
 def picture_scores(x, truth) -> np.ndarray: return np.stack([metric(m)(x, truth).numpy() for m in NAMES], 1) # N x NAMES
@@ -101,7 +101,7 @@ def set_row(x, truth, groups:int=10, **labels) -> dict:
 
 def table(bench, kind, jobs:dict, base, **labels): # jobs: method -> job
     "Rows of one table on one kind of photos: each method, and its difference from `base`."
-    truth = photos(bench.data, kind, 'val')[1]
+    truth,jobs = photos(bench.data, kind, 'val')[1],bench.chosen(jobs, base)
     xs = dict(zip(jobs, bench.done(jobs.values())))
     yield from compared({m: picture_scores(x, truth) for m,x in xs.items()}, base, NAMES, kind=kind, **labels)
     for m,x in xs.items(): yield set_row(x, truth, kind=kind, **labels, method=m)

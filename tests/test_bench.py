@@ -67,8 +67,8 @@ def test_passes_are_counted(tiny, monkeypatch):
         with torch.no_grad(): tiny(x[:2], 5)
     assert (c.forwards, c.backwards, c.equivalents)==(5, 3, 11)
     tiny(x.detach(), 5); assert c.forwards==5                            # not any more
-    monkeypatch.setitem(bench.PLANS, 'fast', (dict(n=4, every=2, steps=6, K=300), dict(iters=4, batch=2), 3))
+    monkeypatch.setitem(bench.PLANS, 'fast', (dict(n=8, every=2, steps=6, K=300), dict(iters=4, batch=2), 3))
     rows = list(cost(tiny, 'fast', .5)); by = {r['stage']: r for r in rows}
-    assert [(by[s]['forwards'], by[s]['backwards']) for s in ('album','tuning','sampling')]==[(24, 12), (8, 8), (3, 0)]
+    assert [(by[s]['forwards'], by[s]['backwards']) for s in ('album','tuning','sampling')]==[(48, 24), (8, 8), (3, 0)]
     assert by['album']['done']==by['tuning']['done']==.5 and all(r['seconds']>0 and r['over_bare']>0 for r in rows)
-    widths = [b.get_width() for b in cost_figure(rows).axes[0].patches]; assert widths==[48, 24, 3]
+    widths = [b.get_width() for b in cost_figure(rows).axes[0].patches]; assert widths==[96, 24, 3]

@@ -69,9 +69,9 @@ def test_pairing_narrows_the_interval(tmp_path):
 def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
     tiny.side = 64
     job = dict(kind='portrait', who=0, damage='small', Ks=[50], seeds=[0], steps=2)
-    Claims(data, tiny, tmp_path/'w').results([dict(free=job)]); before = set((tmp_path/'w').iterdir())
+    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free'); before = set((tmp_path/'w').iterdir())
     with torch.no_grad(): next(tiny.model.parameters()).add_(1)
-    Claims(data, tiny, tmp_path/'w').results([dict(free=job)])
+    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free')
     assert len(before)==1 and len(list((tmp_path/'w').iterdir()))==2
 
 @pytest.mark.parametrize('name', list(CLAIMS))

@@ -199,7 +199,7 @@ def test_explore(tmp_path, monkeypatch):
     files = [Path(l) for l in out.split('\n') if l]
     assert code==0 and [f.name for f in files]==['astronaut_K.csv','astronaut_K.png','astronaut_K.svg','astronaut_K_pictures.png']
     rows = read_rows(files[0]); assert len(rows)==6 and {'K','seed','psnr','ids64','spectrum'}==set(rows[0])
-    assert rows[0]['psnr']==rows[1]['psnr'] and rows[4]['psnr']!=rows[5]['psnr']          # K = 0 is the photo, whatever the seed
+    assert rows[0]['psnr']==rows[3]['psnr'] and rows[2]['psnr']!=rows[5]['psnr']          # K = 0 is the photo, whatever the seed
     code,_,err = run('explore', 'astronaut', '-o', tmp_path/'o'); assert code==2 and '--force' in err
     save_image(astronaut(128), tmp_path/'a.png')
     code,out,_ = run('explore', tmp_path/'a.png', '-o', tmp_path/'o', '--seeds', 1, '--steps', 2); assert code==0
@@ -209,3 +209,8 @@ def test_explore(tmp_path, monkeypatch):
 def test_bench_engines_say_what_they_need(tmp_path):
     for args,word in ((['--engine', 'slurm'], 'local, dask'), (['--engine', 'dask'], '--scheduler'), (['--scheduler', 'tcp://h:1'], '--engine dask')):
         code,_,err = run('bench', 'claim-K', '--data', tmp_path, *args); assert code==2 and word in err and len(err.strip().split('\n'))==1
+
+def test_bench_says_what_cannot_be():
+    for args,said in ((('identity', '--engine', 'dask', '--scheduler', 'tcp://127.0.0.1:1'), 'runs here'), (('loop', '--engine', 'dask', '--scheduler', 'tcp://127.0.0.1:1'), 'runs here'),
+                      (('claim-K', '--engine', 'dask', '--scheduler', 'garbage'), 'not the address'), (('claim-K', '--engine', 'dask', '--scheduler', 'tls://127.0.0.1:1'), '--tls-cert')):
+        code,_,err = run('bench', *args); assert code==2 and said in err and err.count('\n')==1

@@ -7,7 +7,7 @@ from gen2res.explore import job_path
 from gen2res.restore import restore
 pytest.importorskip('distributed')
 
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '3', 'DASK_DISTRIBUTED__ADMIN__LOG_FORMAT': '%(message)s'}
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '1', 'DASK_DISTRIBUTED__ADMIN__LOG_FORMAT': '%(message)s'}
 def start(*args): return subprocess.Popen([sys.executable, '-m', 'distributed.cli.dask_'+args[0], *args[1:]], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 @pytest.fixture
@@ -75,3 +75,14 @@ def test_a_failing_job_is_told_and_the_others_are_kept(cluster, tiny, tmp_path):
 
 def test_no_scheduler_is_one_line(tiny, tmp_path):
     with pytest.raises(OSError, match='127.0.0.1:1'): bench_of(tiny, tmp_path/'w', tmp_path/'d', Dask('tcp://127.0.0.1:1')).done([dict(K=1, seed=0)])
+
+def test_addresses_are_checked_before_anything_is_made():
+    for bad in ('garbage', 'foo://x:1', 'tcp://host', '127.0.0.1:8786'):
+        with pytest.raises(ValueError, match='not the address of a scheduler'): Dask(bad)
+    with pytest.raises(ValueError, match='--tls-cert'): Dask('tls://127.0.0.1:8786')
+
+def test_a_job_that_kills_its_workers_is_one_line(cluster, tiny, tmp_path):
+    class Deadly(Bench):
+        def do(self, n): os._exit(1)
+    with pytest.raises((RuntimeError, OSError)) as e: Deadly('', tiny, tmp_path/'w', engine=Dask(cluster[0])).done([dict(n=0)])
+    assert 'worker' in str(e.value)

@@ -1,6 +1,7 @@
 "The explorers: what they draw, what they remember, and that they answer without being watched."
-import time
+import subprocess, sys, threading, time
 import numpy as np, pytest, torch
+from gen2res import explore
 from gen2res.explore import (Background, Lab, album_explorer, averaged, curtain, detail, export_sweep, guidance_explorer, job_path, K_explorer, kl_curves_explorer, prior_explorer,
     pseudo_explorer, read_rows, render_album, render_guidance, render_K, render_kl, render_prior, render_pseudo, render_restorer, restorer_explorer, sweep, sweep_figure)
 from gen2res.images import as_picture, choice, explorer, show
@@ -66,8 +67,65 @@ def test_K_explorer(lab):
     assert np.array_equal(curve(box)[:,0], sorted(lab.Ks))
     at = box.drawn.axes[-1].lines[1].get_xydata()[0]
     assert at[0]==lab.Ks[3] and at[1]==pytest.approx(lab.measured(lab(lab.restored(lab.Ks[3]))['x'])['spectrum'])
-    seen = box.view.value; box.controls['seed'].value = 3; assert box.view.value!=seen
-    box.controls['recipe'].value = 'ilvr'; assert 'ilvr' in box.drawn.axes[1].get_title()
+    seen = box.view.value
+    box.controls['seed'].value = 3; box.work.join(60); assert box.view.value!=seen and box.note.value==''
+    box.controls['recipe'].value = 'ilvr'; box.work.join(60); assert 'ilvr' in box.drawn.axes[1].get_title()
+    assert len(curve(box))==len(lab.Ks)                                   # its whole curve was filled, too
+
+def test_what_is_missing_is_made_next_without_waiting(lab, monkeypatch):
+    "A slider never makes anything itself: it asks for it, says so, and draws when it is there."
+    gate,order = threading.Event(),[]
+    do = lab._do
+    monkeypatch.setattr(Lab, '_do', lambda self, **job: (gate.wait(30), order.append((job['K'], job['seed'])), do(**job))[2])
+    box = K_explorer(lab, recipes=('plain',))
+    assert box.drawn is None and 'being made' in box.note.value            # it is there before its first picture
+    box.controls['seed'].value = 5; assert 'being made' in box.note.value
+    gate.set(); box.work.join(60)
+    assert order.index((lab.Ks[5], 5))<=1 and len(order)==2*len(lab.Ks)      # before all that was waiting, save what was under way
+    assert 'being made' not in box.note.value and 'seed' not in box.work.text.value
+    assert len(box.drawn.axes)==3+3
+
+def test_stop_stops_at_the_next_step(lab, monkeypatch):
+    begun = threading.Event(); going = lambda *a: (begun.set(), time.sleep(.05))
+    slow = lambda self, **job: [(going(), self.callback()) for _ in range(400)] and {}
+    monkeypatch.setattr(Lab, '_do', slow)
+    box = K_explorer(lab, recipes=('plain',)); begun.wait(30)
+    start = time.monotonic(); box.work.bar.children[2].click(); box.work.join(30)
+    assert time.monotonic()-start<10 and box.work.made==0 and 'stopped' in box.work.text.value and not box.work.running
+    assert not any(lab.has(lab.restored(K)) for K in lab.Ks) and not list(lab.folder.glob('.*'))
+
+def test_what_cannot_be_made_is_told_and_not_tried_again(lab, monkeypatch):
+    do,tries = lab._do,[]
+    def broken(self, **job):
+        if job['seed']==2: tries.append(job['K']); raise ValueError('two is wrong')
+        return do(**job)
+    monkeypatch.setattr(Lab, '_do', broken)
+    box = K_explorer(lab, recipes=('plain',)); box.work.join(60)
+    box.controls['seed'].value = 2; box.work.join(60)
+    assert box.note.value=='two is wrong' and sorted(tries)==sorted(lab.Ks)
+    box.controls['seed'].value = 1; box.work.join(60); assert box.note.value==''
+
+def test_a_script_may_end_while_work_is_going_on(tmp_path):
+    "No hang, no abort: the thread notices that the main one is gone."
+    code = """import time
+from gen2res.explore import Background
+work = Background(lambda job: [(time.sleep(.02), work.check()) for _ in range(10_000)], range(3)).start()
+time.sleep(.2)"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode==0 and not done.stderr
+
+def test_pictures_of_a_smaller_album_are_those_of_the_larger(lab, monkeypatch):
+    four = lab(lab.drawn(1, n=4))['x']
+    assert torch.equal(lab(lab.drawn(1, n=2))['x'], four[:2])
+    drawn = []; real = explore.generative_album
+    monkeypatch.setattr(explore, 'generative_album', lambda y, p, n, **kw: (drawn.append((n, kw['seeds'])), real(y, p, n, **kw))[1])
+    eight = lab(lab.drawn(1, n=8))['x']
+    assert drawn==[(4, 4)] and torch.equal(eight[:4], four)
+    fresh = Lab(lab.photo, lab.prior, steps=2, album_steps=2)
+    assert (fresh(fresh.drawn(1, n=8))['x']-eight).abs().max() < 1.01/127.5     # all at once: the same, but for rounding
+
+def test_recipes_with_an_album_are_not_restored_here(lab):
+    with pytest.raises(ValueError, match='constrained'): lab.restored(5, 'generative')
 
 def test_a_cached_slider_answers_at_once(lab):
     box = K_explorer(lab, recipes=('plain',)); box.work.join(60)
@@ -76,16 +134,16 @@ def test_a_cached_slider_answers_at_once(lab):
 
 def test_guidance_explorer(lab):
     box = guidance_explorer(lab, everys=(0, 1), scales=(0., 1.)); box.work.join(60)
-    box.controls['every'].value = 1; box.controls['scale'].value = 1.
+    box.controls['every'].value = 1; box.controls['scale'].value = 1.; box.work.join(60)
     assert list(curve(box)[:,0])==[0, 1]
     assert torch.equal(lab(lab.drawn(1, 0.))['x'], lab(lab.drawn(0, 1.))['x'])   # scale 0 and never are the same walk
 
 def test_album_explorer(lab):
     lab.album = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))*2-1
     box = album_explorer(lab, sizes=(1, 4, 16), everys=(1,)); box.work.join(120)
-    assert box.work.count.value==4 and box.controls['n'].options==(1, 4)   # the person's album has only four
+    assert box.work.count.value==2+1 and box.controls['n'].options==(1, 4)   # the person's album has only four; one walk without an album
     assert list(curve(box)[:,0])==[1, 4]
-    box.controls['source'].value = 'personal'; assert 'personal' in box.drawn.axes[1].get_title()
+    box.controls['source'].value = 'personal'; box.work.join(60); assert 'personal' in box.drawn.axes[1].get_title()
     with pytest.raises(ValueError, match='K must be one of'): render_album(lab, 1, K=7, every=1)
     lab.album = None
     with pytest.raises(ValueError, match='no album'): render_album(lab, 1, source='personal')
@@ -93,12 +151,12 @@ def test_album_explorer(lab):
 def test_pseudo_explorer(lab):
     lab.restorer = load_restorer('swinir64', device='cpu')
     box = pseudo_explorer(lab, Ns=(2, 4)); box.work.join(60)
-    box.controls['N'].value = 4
+    box.controls['N'].value = 4; box.work.join(60)
     assert list(curve(box, 4+1)[:,0])==[2, 4]
     bars = box.drawn.axes[-1].collections
     held,free = (c.get_paths()[0].get_extents() for c in bars)
     assert held.x0==free.x1==box.controls['L'].value and held.x1==box.controls['K'].value
-    box.controls['L'].value = 1000; assert 'free all the way' in box.drawn.axes[-1].get_xlabel()
+    box.controls['L'].value = 1000; box.work.join(60); assert 'free all the way' in box.drawn.axes[-1].get_xlabel()
 
 def test_other_explorers(tiny, photo):
     s = tiny.schedule
@@ -111,15 +169,20 @@ def test_other_explorers(tiny, photo):
     assert all(b.get_height()>5 for b in box.drawn.axes[-1].patches)
     box.controls['i'].value = 1; assert len(box.drawn.axes)==5
 
-def test_background_stops_and_tells(lab):
-    def slow(job): time.sleep(.05); assert job<3, 'job 3 broke'
-    work = Background(slow, [0, 1, 2, 3, 4]); work.join(10)
-    assert work.count.value==3 and 'job 3 broke' in work.text.value
-    work = Background(lambda job: time.sleep(.05), range(100)); work.stop(); work.join(10)
-    assert work.count.value<100
+def test_background_goes_on_and_tells():
+    def slow(job):
+        time.sleep(.02)
+        if job==3: raise ValueError('job 3 broke')
+    work = Background(slow, range(5)).start(); work.join(10)
+    assert work.count.value==4 and 'job 3 broke' in work.text.value and str(work.error(3))=='job 3 broke' and work.error(2) is None
     done = []
-    work = Background(lambda job: time.sleep(.05), range(3)); work.then(lambda: done.append(1)); work.join(10); assert done==[1]
-    work.then(lambda: done.append(2)); assert done==[1, 2]               # it was over already
+    work = Background(lambda job: (time.sleep(.05), done.append(job)), range(100)).start(); work.stop(); work.join(10)
+    assert len(done)<=1 and not work.queue
+    work.first(7); work.join(10); assert done[-1]==7                        # asked again, it goes on
+    told = []
+    work = Background(lambda job: time.sleep(.02), range(4), each=lambda: told.append(work.made)); work.first(2)
+    assert work.thread is None and list(work.queue)==[2, 0, 1, 3]
+    work.start().join(10); assert told==[1, 4]                              # when the wanted one is there, and in the end
 
 def test_explorer_shows_what_is_wrong():
     def draw(n):

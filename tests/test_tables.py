@@ -61,3 +61,10 @@ def test_the_interval_of_fd64_holds_its_value():
 def test_other_photos_are_other_jobs(bench, data, tmp_path):
     np.savez(data/'faces_val_64.npz', images=np.zeros((3,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
     assert Tables(data, bench.prior, tmp_path/'w', bench.restorer).job('restored', kind='4 moderate')!=bench.job('restored', kind='4 moderate')
+
+def test_only_the_methods_asked_for(bench):
+    bench.methods = ['dr2']
+    rows = list(TABLES['2'](bench, kinds=SETS[:1]))
+    assert {r['method'] for r in rows}=={'dr2', 'ours'} and len(list(bench.work.iterdir()))==2+2         # with what they are compared with, and what both start from
+    bench.methods = ['dr3']
+    with pytest.raises(ValueError, match="no method 'dr3' here; there are: pre-trained, ours, difface"): list(TABLES['2'](bench, kinds=SETS[:1]))
