@@ -16,7 +16,7 @@ extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'metric
 extras['dev'] = cfg['dev_requirements'].split() + extras['demo'] + extras['metrics'] + extras['lora'] + extras['restorers'] + extras['cluster']
 
 # The shipped networks live in the top-level data/ folder and are installed as the package gen2res.data.
-SHIPPED = ['faces64', 'ids64', 'swinir64']
+SHIPPED = ['faces64', 'ids64', 'swinir64', 'align64']
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],

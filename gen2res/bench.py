@@ -7,8 +7,8 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'DESCRIPTORS', 'QUERIES', 'BENCHES', '
            'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'Bench', 'Dask', 'load_faces',
            'data_hash', 'sane', 'metric_order', 'metric_times', 'pixels', 'hog', 'ours', 'identity_test']
 
-# %% ../nbs/16_bench.ipynb #c649559e
-import copy, hashlib, pickle, re, statistics, threading, time, warnings
+# %% ../nbs/16_bench.ipynb #b88c0b2c
+import copy, ctypes, gc, hashlib, pickle, re, statistics, sys, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, torch, torch.nn.functional as F
 from .album import generative_album
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
-from .explore import do_jobs, local, read_job
+from .explore import among, do_jobs, export_sweep, local, read_job, read_rows
 from .images import ImageError, astronaut, resize, seeded
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
 from .prior import best_device
@@ -51,7 +51,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #2881612f
+# %% ../nbs/16_bench.ipynb #aa7c053c
 class Count:
     "Pictures through a network, and through its copies, while the block lasts: .forwards and .backwards."
     def __init__(self, model): self.model,self.forwards,self.backwards = model,0,0
@@ -66,6 +66,12 @@ class Count:
     @property
     def equivalents(self): return self.forwards+2*self.backwards
 
+def _give_back():
+    "Free memory goes back to the system, where the C library can: else a stage would find there what an earlier one left."
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform=='linux' else None
+    if trim: trim(0)
+
 @contextmanager
 def peak_memory(device, every:float=.02): # seconds between two looks at a CPU process
     "Yields a function that says, once the block is over, how many MB it needed at most, beyond what was there."
@@ -74,7 +80,7 @@ def peak_memory(device, every:float=.02): # seconds between two looks at a CPU p
         yield lambda: (torch.cuda.max_memory_allocated(device)-before)/1e6
         return
     import psutil
-    rss,over = psutil.Process().memory_info,threading.Event(); seen = [rss().rss]
+    _give_back(); rss,over = psutil.Process().memory_info,threading.Event(); seen = [rss().rss]
     def look():
         while not over.wait(every): seen.append(rss().rss)
     watch = threading.Thread(target=look, daemon=True); watch.start()
@@ -107,31 +113,44 @@ def cost(prior, plan:str='fast', # of PLANS
         yield dict(plan=plan, stage=stage, seconds=round(seconds*times[stage], 2), mb=round(peak()), forwards=round(c.forwards*times[stage]), backwards=round(c.backwards*times[stage]),
                    equivalents=round(c.equivalents*times[stage]), over_bare=round(seconds/(c.equivalents*pass_), 2), done=round(1/times[stage], 3))
 
-def speed(prior, shares=(('paper', .02), ('fast', .25))):
+def speed(prior, shares=(('paper', .05), ('fast', 1.)), # how much of each plan is really done
+          out=None): # STEM of a table and a plot to write
     "Lines of text: both plans, stage by stage."
-    totals = {}
+    rows = []
     for plan,share in shares:
-        for r in cost(prior, plan, share):
-            totals.setdefault(plan, []).append(r)
-            yield f'{plan:6} {r["stage"]:9} {r["seconds"]:9.1f} s {r["mb"]:6} MB {r["forwards"]:7} forward {r["backwards"]:7} back {r["equivalents"]:7} equivalents {r["over_bare"]:5.2f} x bare' + ('' if r['done']==1 else f'  ({100*r["done"]:.0f} % done, the rest reckoned)')
-    a,b = ({k: sum(r[k] for r in totals[p]) for k in ('seconds','equivalents')} for p,_ in shares)
-    yield f'{shares[1][0]} takes {a["equivalents"]/b["equivalents"]:.1f} times fewer passes than {shares[0][0]}, and {a["seconds"]/b["seconds"]:.1f} times fewer seconds'
+        for r in cost(prior, plan, share): rows.append(r); yield _told(r)
+    yield _ratios(rows, *(plan for plan,_ in shares))
+    if out: yield from map(str, export_sweep(rows, cost_figure(rows), out))
 
-def cost_figure(rows):
-    "Passes of each plan, stage by stage."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(6.5, 1.8), layout='constrained'); ax,left = fig.subplots(),dict.fromkeys([r['plan'] for r in rows], 0)
+def _told(r):
+    part = '' if r['done']==1 else f'  ({100*r["done"]:.0f} % done, the rest reckoned)'
+    return f'{r["plan"]:6} {r["stage"]:9} {r["seconds"]:9.1f} s {r["mb"]:6} MB {r["forwards"]:7} forward {r["backwards"]:7} back {r["equivalents"]:7} equivalents {r["over_bare"]:5.2f} x bare{part}'
+
+def _ratios(rows, slow, fast):
+    total = lambda plan, k: sum(r[k] for r in among(rows, plan=plan))
+    times = lambda k: total(slow, k)/total(fast, k)
+    return f'{fast} takes {times("equivalents"):.1f} times fewer passes than {slow}, and {times("seconds"):.1f} times fewer seconds'
+
+def _bars(ax, rows, measure, label):
+    left = dict.fromkeys([r['plan'] for r in rows], 0)
     for stage,c in zip(('album','tuning','sampling'), ('C0','C1','C2')):
-        mine = {r['plan']: r['equivalents'] for r in rows if r['stage']==stage}
+        mine = {r['plan']: r[measure] for r in rows if r['stage']==stage}
         ax.barh(list(mine), list(mine.values()), left=[left[p] for p in mine], color=c, label=stage)
         left |= {p: left[p]+v for p,v in mine.items()}
-    ax.set_xlabel('passes forward, or as much'); ax.legend(fontsize=8)
+    ax.set_xlabel(label)
+
+def cost_figure(rows):
+    "Passes and seconds of each plan, stage by stage."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(9, 1.9), layout='constrained'); a,b = fig.subplots(1, 2)
+    _bars(a, rows, 'equivalents', 'passes forward, or as much'); _bars(b, rows, 'seconds', 'seconds on this machine')
+    a.legend(fontsize=8)
     return fig
 
-# %% ../nbs/16_bench.ipynb #33b8ef27
+# %% ../nbs/16_bench.ipynb #7a406ad7
 class Bench:
     "What a measurement needs: pictures, a prior, a folder for results, and something to do the jobs."
-    def __init__(self, data, prior, # folder of pictures; of load_prior, in bf16 from here on
+    def __init__(self, data, prior, # folder of pictures; of load_prior, a copy of which computes in bf16
                  work, progress:bool=False, engine=local, # folder for results
                  methods=None): # only these, and what they are compared with; None: all
         self.data,self.prior,self.work,self.progress,self.engine = data,copy.copy(prior),Path(work),progress,engine

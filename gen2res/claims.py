@@ -45,7 +45,7 @@ def person(data, who:int, damage:str, queries:int=5) -> tuple: # (photos, truths
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
-# %% ../nbs/20_claims.ipynb #33339a80
+# %% ../nbs/20_claims.ipynb #5fb92809
 def walks(restorer, y, Ks, seeds, steps) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
     "Every photo restored from every K (at 256 pixels; converted), one tuning per photo."
     at = At(256, restorer.base)
@@ -55,16 +55,22 @@ def walks(restorer, y, Ks, seeds, steps) -> torch.Tensor: # photos x Ks x seeds 
         return torch.stack([walk(at.t(K)) for K in Ks])
     return torch.stack([of(im) for im in y.split(1)])
 
+def _kept(b, do, *args, **kw): # do(restorer) -> pictures
+    "A job's work, its album and tuning kept while it is unfinished: killed after an hour, it goes on there."
+    r = Restorer(b.prior, *args, folder=b.work/'unfinished', **kw)
+    x = do(r); r.forget()
+    return x
+
 def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=50, **kw): # kw: of Restorer
     y,truth = portrait(b.data, who, damage)
-    return dict(y=y, truth=truth, x=walks(Restorer(b.prior, recipe, seed=who, **kw), y, Ks, seeds, steps))
+    return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, seed=who, **kw))
 
 def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, only=None, size=None, **kw): # only: some of the queries, by number; size: pictures of the album
     y,truth,album = person(b.data, who, damage)
     some = _spread(album, size or len(album))
     if only: y,truth = y[list(only)],truth[list(only)]
-    r = Restorer(b.prior, recipe, album=some if recipe=='personal' else None, seed=who, **kw)
-    return dict(y=y, truth=truth, album=some, x=walks(r, y, Ks, seeds, steps))
+    x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who, **kw)
+    return dict(y=y, truth=truth, album=some, x=x)
 
 def album_job(b, who, damage, n=4, **kw): # kw: of generative_album
     y,truth = portrait(b.data, who, damage)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'ForceOption', 'RestorerOption', 'TargetsK', 'TargetsL',
            'TargetsN', 'WorkOption', 'RestorerIters', 'RestorerPreset', 'RealOption', 'BatchOption', 'LrOption',
-           'Bf16Option', 'PerceptualOption', 'stop', 'restore', 'info', 'train', 'fetch', 'compare', 'degrade', 'album',
-           'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'bench', 'main']
+           'Bf16Option', 'PerceptualOption', 'stop', 'restore', 'info', 'train', 'fetch', 'compare', 'degrade', 'faces',
+           'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'bench', 'main']
 
 # %% ../nbs/18_cli.ipynb #b791741f
 import sys
@@ -29,7 +29,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #4751afb8
+# %% ../nbs/18_cli.ipynb #25d14b1d
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -67,6 +67,13 @@ def _warned(f, *args):
         warnings.showwarning = lambda message, *a, **kw: typer.echo(f'note: {message}', err=True)
         return f(*args)
 
+def _box(text):
+    "'x,y,w,h' as numbers."
+    if text is None: return None
+    try: x,y,w,h = map(float, text.split(','))
+    except ValueError: stop(f'--box takes x,y,w,h in pixels, got {text}')
+    return x,y,w,h
+
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
@@ -80,11 +87,15 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, dr2 or pseudo.')]=None,
             tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
+            face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
+            box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
+            square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
+            detector: Annotated[str, typer.Option(help='cascade, which is always there, or yunet (OpenCV and its weights).')]='cascade',
             samples: Annotated[int, typer.Option(min=1, help='Several answers, the most faithful of them kept; the sheet shows all, and where they differ.')]=1,
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
             bf16: Annotated[bool, typer.Option('--bf16', help='Compute the prior in bfloat16: faster where the hardware can, and slightly different pictures.')]=False,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
-    """Restore the face in each photo: writes NAME_restored.png, a before/after sheet and a record.
+    """Restore the faces in each photo: writes NAME_restored.png, the photo with its faces restored, a before/after sheet and a record.
 
     Killed while it makes an album or tunes, and started again, it goes on where it was.
 
@@ -93,6 +104,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     from gen2res.restore import restore_example, restore_files
     from gen2res.tune import PRESETS
     kw,progress,unfinished = dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty(),out/'.gen2res-unfinished'
+    faces = dict(square=square, which=face or ('largest' if album or person else 'all'), box=_box(box), detector=detector)
     if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
     if fidelity is not None and not restorer: stop("--fidelity is CodeFormer's: name its file with --restorer")
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
@@ -100,7 +112,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
     try:
         r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
-        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **kw)
+        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **faces, **kw)
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
@@ -220,7 +232,25 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     except (ValueError, OSError) as e: stop(e)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #bf1c6d43
+# %% ../nbs/18_cli.ipynb #494b0fe3
+@app.command()
+def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Folder for copies with the faces marked and numbered.')]=None,
+          detector: Annotated[str, typer.Option(help='cascade, or yunet.')]='cascade', force: ForceOption=False):
+    """List the faces in each photo, numbered as `restore --face` takes them.
+
+    Example: gen2res faces family.jpg -o marked
+    """
+    from gen2res.faces import find_faces, marked, middle
+    from gen2res.images import each_file, load_photo, save_image
+    def one(path):
+        photo = load_photo(path); found = find_faces(photo, detector=detector)
+        _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for i,f in enumerate(found)))
+        if out: _say(save_image(marked(photo, found), out/f'{path.stem}_faces.png', overwrite=force))
+    try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
+    except (ValueError, OSError) as e: stop(e)
+    if failed: raise typer.Exit(2)
+
 @app.command()
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
@@ -398,7 +428,7 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
         shutil.rmtree(lab.folder)                                       # faces are personal data
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #0d593a9d
+# %% ../nbs/18_cli.ipynb #bde9a729
 def _rows(what, data, work, prior, device, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -424,7 +454,7 @@ def _engine(name, scheduler, ca, cert, key):
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz.')]=None,
-          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv.')]=None,
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
@@ -450,7 +480,10 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
         try: typer.echo(_warned(save_rows, rows(), out))
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
-        for line in BENCHES[what](_prior(prior, device)): typer.echo(line)
+        if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
+        try:
+            for line in BENCHES[what](_prior(prior, device), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
+        except (OSError, ValueError, RuntimeError) as e: stop(str(e).splitlines()[0])
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')
 
 def main():

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['FACE', 'DAMAGE', 'Residual', 'face_only', 'Embedder', 'margin_softmax', 'moved', 'relit', 'covered', 'damaged',
-           'elsewhere', 'some', 'augmented', 'people_of', 'two_views', 'train_embedder', 'whitened', 'save_embedder',
-           'load_embedder', 'embed', 'perceptual', 'set_features', 'verification', 'cross_video', 'against', 'rank1']
+           'elsewhere', 'some', 'augmented', 'people_of', 'two_views', 'train_embedder', 'whitened', 'load_embedder',
+           'embed', 'perceptual', 'set_features', 'verification', 'cross_video', 'against', 'rank1']
 
-# %% ../nbs/19_embedder.ipynb #ded565f1
-import json, math
+# %% ../nbs/19_embedder.ipynb #6c7746d6
+import math
 from functools import lru_cache
-from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
-from safetensors.torch import load_file, save
 from .degrade import degrade_one
-from .images import atomic, resize
-from .prior import PriorError, shipped
+from .images import resize
+from .prior import load_net
 
 # %% ../nbs/19_embedder.ipynb #14633d8e
 class Residual(nn.Module):
@@ -182,25 +180,12 @@ def whitened(net, images, # N x 3 x 64 x 64 uint8, the training pictures
     out.head[1].weight.copy_(project); out.head[1].bias.copy_(-project @ mean)
     return out.eval()
 
-# %% ../nbs/19_embedder.ipynb #50654f7d
-def save_embedder(net, folder) -> Path:
-    "Half-precision safetensors and a config."
-    state = {k: v.half().contiguous() if v.ndim>1 else v for k,v in net.state_dict().items()}
-    for name,content in (('model.safetensors', save(state)), ('config.json', json.dumps(net.config).encode())):
-        with atomic(Path(folder)/name) as f: f.write(content)
-    return Path(folder)
-
+# %% ../nbs/19_embedder.ipynb #e295e26b
 @lru_cache
-def load_embedder(folder=None, # None: the one that comes along
-                  device:str='cpu') -> Embedder:
+def load_embedder(folder=None, # of save_net; None: the one that comes along
+                 device:str='cpu') -> Embedder:
     "An embedder, ready to be called. Raises PriorError."
-    folder = folder or shipped('ids64')
-    if folder is None: raise PriorError('ids64: is not part of this installation')
-    try:
-        net = Embedder(**json.loads((Path(folder)/'config.json').read_text()))
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(Path(folder)/'model.safetensors').items()})
-    except Exception as e: raise PriorError(f'{folder}: not an embedder ({type(e).__name__})') from None
-    return net.eval().requires_grad_(False).to(device)
+    return load_net(Embedder, 'ids64', folder, device)
 
 def embed(x, net) -> torch.Tensor: # B x 3 x H x W in [-1, 1] -> B x dim unit vectors
     "Embedding of a face and its mirror image together."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Pred', 'FORMAT', 'Entry', 'PRIORS', 'weights_hash', 'Prior', 'GaussianPrior', 'PriorError', 'prior_config',
-           'build_prior', 'save_prior', 'read_state', 'guess_family', 'foreign_config', 'shipped', 'cache_path',
-           'where_is', 'fetch', 'best_device', 'load_prior']
+           'build_prior', 'save_prior', 'read_state', 'guess_family', 'foreign_config', 'shipped', 'save_net',
+           'load_net', 'cache_path', 'where_is', 'fetch', 'best_device', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #4b72f3a6
 import hashlib, json, math, os, pickle, re, sys, warnings
@@ -183,7 +183,7 @@ def _load_path(path, family=None, schedule='linear', name=None):
     state = read_state(path)
     return build_prior(cfg or foreign_config(state, family, path, schedule, name), state, path)
 
-# %% ../nbs/03_prior.ipynb #b733b9ed
+# %% ../nbs/03_prior.ipynb #72676b99
 Entry = namedtuple('Entry', 'family side licence size_mb url page sha256', defaults=(None, None, None))
 PRIORS = {
     'faces64':           Entry('own', 64, 'Apache-2.0 (shipped; see its card)', None),
@@ -197,6 +197,25 @@ def shipped(name:str) -> Path|None:
     "Folder of a prior that comes with the library: in the installed package, or in data/ of a checkout."
     here = Path(gen2res.__file__).parent
     return next((d/name for d in (here/'data', here.parent/'data') if (d/name/'config.json').exists()), None)
+
+def save_net(net, folder) -> Path: # a small network that knows its arguments as .config
+    "Half-precision safetensors and a config."
+    state = {k: v.half().contiguous() if v.ndim>1 else v for k,v in net.state_dict().items()}
+    for name,content in (('model.safetensors', save(state)), ('config.json', json.dumps(net.config).encode())):
+        with atomic(Path(folder)/name) as f: f.write(content)
+    return Path(folder)
+
+def load_net(kind, # class of the network
+             name:str, folder=None, # None: the one of this name that comes along
+             device:str='cpu'):
+    "What `save_net` wrote, ready to be called. Raises PriorError."
+    folder = folder or shipped(name)
+    if folder is None: raise PriorError(f'{name}: is not part of this installation')
+    try:
+        net = kind(**json.loads((Path(folder)/'config.json').read_text()))
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(Path(folder)/'model.safetensors').items()})
+    except Exception as e: raise PriorError(f'{folder}: no {kind.__name__} ({type(e).__name__})') from None
+    return net.eval().requires_grad_(False).to(device)
 
 def cache_path(name:str) -> Path:
     "Where the checkpoint of a named prior is kept after download, or is to be put by hand."

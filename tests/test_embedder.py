@@ -1,7 +1,8 @@
 import math, numpy as np, pytest, torch
 from gen2res.degrade import degrade
+from gen2res.prior import save_net
 from gen2res.embedder import (Embedder, against, augmented, covered, cross_video, embed, load_embedder, margin_softmax, moved, people_of,
-                              perceptual, rank1, relit, save_embedder, set_features, train_embedder, two_views, verification, whitened)
+                              perceptual, rank1, relit, set_features, train_embedder, two_views, verification, whitened)
 from gen2res.images import astronaut
 from gen2res.metrics import METRICS, metric
 from gen2res.prior import shipped
@@ -63,7 +64,7 @@ def test_whitened():
 
 def test_saved_and_loaded(tmp_path):
     net = Embedder(8, white=True).eval()
-    again = load_embedder(save_embedder(net, tmp_path))
+    again = load_embedder(save_net(net, tmp_path))
     assert (embed(x, net)*embed(x, again)).sum() > .999
 
 def test_small_enough(): assert (shipped('ids64')/'model.safetensors').stat().st_size < 8e6
