@@ -148,7 +148,7 @@ def _distinct(faces):
         if all(math.dist(middle(f), middle(k)) > .4*max(f.side, k.side) for k in out): out.append(f)
     return out
 
-# %% ../nbs/13_faces.ipynb #8cf805ef
+# %% ../nbs/13_faces.ipynb #bf1736b8
 def yunet(small, low, file=None): # file: face_detection_yunet_2023mar.onnx
     "OpenCV's YuNet (Wu et al. 2023), which marks eyes itself. Raises ImageError if it is not here."
     file = Path(file or Path(torch.hub.get_dir())/'gen2res'/'yunet.onnx')
@@ -169,7 +169,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
            work:int=480, # the photo is searched at this longer side
            smallest:float=.06, # faces below this share of the longer side are not looked for
            support:int=8, # windows that must agree, of all views of the photo
-           sure:float=.5, # what the aligner must say, from 0 to 1
+           sure=(.97, .5), # what the aligner must say of a face with little support, and of one with half as much again
           ) -> list: # of Face, best (most support) first
     "Faces in a photo, each as the square to restore. Raises ImageError for a detector that is not here."
     if detector not in DETECTORS: raise ImageError(f'no detector {detector!r}; there are: {", ".join(DETECTORS)}')
@@ -179,7 +179,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
     if min(small.shape[-2:]) < low: return []
     rough = [_scaled(f, 1/scale) for f in DETECTORS[detector](small, low) if f.support>=support]
     for _ in range(2): rough = _refined(image, rough, load_aligner())
-    return _distinct([f for f in rough if f.score>=sure])
+    return _distinct([f for f in rough if f.score>=sure[f.support>=1.5*support]])
 
 # %% ../nbs/13_faces.ipynb #01444444
 def _is_aligned(face, h, w):

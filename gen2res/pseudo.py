@@ -6,7 +6,7 @@
 __all__ = ['PSEUDO_SIDE', 'PSEUDO_K', 'PSEUDO_L', 'PSEUDO_N', 'PSEUDO_STRIDE', 'NS', 'MANIFEST', 'MARK', 'NOTE', 'pseudo_numbers',
            'pseudo_targets', 'show_N', 'N_explorer', 'made_by', 'make_targets', 'restorer_hash']
 
-# %% ../nbs/11_pseudo.ipynb #471356e5
+# %% ../nbs/11_pseudo.ipynb #815c4de1
 import json
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from .filters import lowpass
 from .images import ImageError, atomic, choice, explorer, is_foreign, list_images, png_text, save_image
 from .prior import weights_hash
 from .restore import At, read_face, restore
-from .sample import ddpm
+from .sample import counted, ddpm
 from .train import to_unit
 from .tune import album_hash, to_u8
 
@@ -59,7 +59,7 @@ def N_explorer(y0, prior, truth=None, Ns=NS, **kw):
     "A slider over N for `show_N`, computed once for each."
     return explorer(lru_cache(lambda N: show_N(N, y0, prior, truth, **kw)), N=choice(Ns, Ns[min(1, len(Ns)-1)]))
 
-# %% ../nbs/11_pseudo.ipynb #65badb66
+# %% ../nbs/11_pseudo.ipynb #9b5ba0c4
 MANIFEST,MARK = 'targets.json','gen2res-target' # the manifest's name; the text that each target carries
 NOTE = 'Made by a generative model: a training target, not a photo of anybody.'
 
@@ -83,7 +83,8 @@ def make_targets(lq, # folder or files: the photos
                  out, # folder for the targets
                  prior, restorer=None, # restorer(y) -> y0; None: the photo itself (Table 23)
                  K=None, L=None, N=None, steps=None, # see pseudo_targets
-                 seed:int=0, batch:int=16, progress:bool=False, report=print) -> dict: # name -> what made its target
+                 seed:int=0, batch:int=16, progress:bool=False, report=print,
+                 watch=None) -> dict: # watch: see counted -> name -> what made its target
     "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was."
     out,files = Path(out),list_images([lq] if isinstance(lq, (str, Path)) else lq)
     if not files: raise ImageError(f'{lq}: no pictures here')
@@ -93,17 +94,19 @@ def make_targets(lq, # folder or files: the photos
     if foreign: raise ValueError(f'{foreign[0]}: is there already, and not a target; choose another folder')
     todo = [p for p in plans if made_by(out/f'{p[0]}.png')!=p[2]]
     bar = tqdm(total=len(plans), initial=len(plans)-len(todo), disable=not progress, unit='target')
-    for some,x in in_batches(partial(_targets, prior=prior, restorer=restorer), todo, batch):
+    n = pseudo_numbers(prior, K, L, N, steps)
+    callback = counted(watch, 'making targets', -(-len(todo)//batch)*len(prior.schedule.timesteps(n['K'], n['steps'])))
+    for some,x in in_batches(partial(_targets, prior=prior, restorer=restorer, callback=callback), todo, batch):
         for (stem,_,made),im in zip(some, x.split(1)): save_image(im, out/f'{stem}.png', {MARK: json.dumps(made), 'Comment': NOTE}, overwrite=True)
         bar.update(len(some))
     bar.close()
     return _manifest(out, {stem: made for stem,_,made in plans})
 
-def _targets(some, prior, restorer):
+def _targets(some, prior, restorer, callback):
     "One batch."
     y = to_unit(torch.cat([square for _,square,_ in some]))
     n = {k: some[0][2][k] for k in ('K', 'L', 'N', 'steps')}
-    return pseudo_targets(restorer(y) if restorer else y, prior, **n, seeds=[made['seed'] for *_,made in some]).cpu()
+    return pseudo_targets(restorer(y) if restorer else y, prior, **n, seeds=[made['seed'] for *_,made in some], callback=callback).cpu()
 
 def _manifest(out, plans) -> dict:
     with atomic(out/MANIFEST) as f: f.write(json.dumps(plans, indent=1).encode())

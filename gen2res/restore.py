@@ -8,7 +8,7 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'ALBUMS', 'NOTICE', 'SMALLEST', 'Path
            'read_record', 'again', 'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square',
            'restored_faces', 'restore_photo', 'restore_example', 'restore_file', 'restore_files']
 
-# %% ../nbs/10_restore.ipynb #fec9783e
+# %% ../nbs/10_restore.ipynb #ebf183ad
 import hashlib, json, shutil
 from collections import namedtuple
 from functools import partial
@@ -22,7 +22,7 @@ from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
 from .filters import lowpass
 from .images import ImageError, astronaut, atomic, each_file, grid, load_image, load_photo, png_text, resize, save_image, seeded
-from .sample import ddpm, denoise
+from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .tune import PRESETS, album_hash, to_u8, tune
 
@@ -86,7 +86,7 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     own = prior.schedule.T if r.K is None else at.t(r.K)
     return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #922411df
+# %% ../nbs/10_restore.ipynb #908ab002
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -97,10 +97,11 @@ class Restorer:
                  tuning:dict|str='fast', # arguments of `tune`, or the name of a preset
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
-                 progress:bool=False):
+                 progress:bool=False,
+                 watch=None): # watch(stage, done, of): called at every step of album, tuning and walk; raise to stop
         if recipe=='personal' and album is None: raise ValueError("the recipe 'personal' needs an album; see personal_album")
         recipe_arguments(recipe, torch.zeros(1, 3, prior.side, prior.side), prior)
-        self.base,self.recipe,self.K,self.steps,self.seed,self.progress = prior,recipe,K,steps,seed,progress
+        self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
         self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe=='personal' else None,None,folder
@@ -119,13 +120,19 @@ class Restorer:
         for p in self.places: shutil.rmtree(p, ignore_errors=True)
         if self.places and Path(self.folder).is_dir() and not any(Path(self.folder).iterdir()): Path(self.folder).rmdir()
 
-    def _tuned(self, album): return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, **self.tuning)
+    def _tuned(self, album):
+        return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, callback=counted(self.watch, 'tuning the prior', self.tuning['iters']), **self.tuning)
+
+    def _album(self, y):
+        m = self.made; walks = -(-m['n']//(4 if self.base.device.type=='cpu' else m['n']))     # batches, as generative_album makes them
+        watch = counted(self.watch, 'drawing the album', walks*len(self.base.schedule.timesteps(m['K'], m['steps'])))
+        return generative_album(y, self.base, **m, seeds=self.seed, folder=self._unfinished(y, 'album'), progress=self.progress, callback=watch)
 
     def prior_for(self, y):
         "The prior that this one photo (1 x 3 x S x S) is restored with."
         if self.recipe=='personal': self.person = self.person or self._tuned(self.album)
         if self.recipe!='generative': return self.person or self.base
-        return self._tuned(generative_album(y, self.base, **self.made, seeds=self.seed, folder=self._unfinished(y, 'album'), progress=self.progress))
+        return self._tuned(self._album(y))
 
     def arguments(self, y): return recipe_arguments(self.recipe, y, self.base, self.K) | dict(steps=self.steps)
 
@@ -139,7 +146,9 @@ class Restorer:
         rng = seeded(seeds, len(y)).seeds
         return torch.cat([self._walk(im, self.prior_for(im), [s], **kw) for im,s in zip(y.split(1), rng)])
 
-    def _walk(self, y, prior, seeds, **kw): return restore(y, prior, seeds=seeds, **self.arguments(y), **kw)
+    def _walk(self, y, prior, seeds, **kw):
+        a = self.arguments(y)
+        return restore(y, prior, seeds=seeds, **a, **dict(callback=counted(self.watch, 'restoring', len(prior.schedule.timesteps(a['K'], a['steps'])))) | kw)
 
     @property
     def side(self): return self.base.side

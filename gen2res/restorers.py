@@ -7,7 +7,7 @@ __all__ = ['SIGNED', 'RESTORER_PRESETS', 'RestorationModel', 'load_restorer', 's
            'Discriminator', 'log_one_minus_D', 'minus_log_D', 'ImageLosses', 'codes', 'CodeLosses', 'RestorerTuner',
            'from_pairs', 'tune_restorer', 'adapt']
 
-# %% ../nbs/12_restorers.ipynb #c885bce8
+# %% ../nbs/12_restorers.ipynb #c9098cdd
 import copy, json, math, warnings
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from .metrics import metric
 from .prior import PriorError, best_device, read_state, shipped, weights_hash
 from .faces import face_cut
 from .pseudo import made_by, make_targets
+from .sample import counted
 from .restore import read_face
 from .train import Run, load_pictures, to_unit
 from .tune import album_hash, to_u8
@@ -342,7 +343,7 @@ def from_pairs(photos, targets): # N x 3 x S x S, uint8
         return to_unit(photos[i]),to_unit(targets[i])
     return pairs
 
-# %% ../nbs/12_restorers.ipynb #732b227f
+# %% ../nbs/12_restorers.ipynb #7472a037
 def tune_restorer(restorer, # of load_restorer; it is not touched
                   lq, targets, # folders (matched by name, as `make_targets` leaves them), .npz, or N x 3 x S x S tensors in uint8
                   real=None, # good photos of other people, likewise; needed by the GAN loss
@@ -392,9 +393,10 @@ def _target_square(photo, target, side):
 def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how they were damaged
           prior, # of load_prior: makes the targets, and is not needed afterwards
           work, # folder for targets and run; what is there is gone on with
-          real=None, K=None, L=None, N=None, steps=None, seed:int=0, progress:bool=False, report=print, **kw # kw: of tune_restorer
+          real=None, K=None, L=None, N=None, steps=None, seed:int=0, progress:bool=False, report=print,
+          watch=None, iters:int=20_000, **kw # watch: see counted; kw: of tune_restorer
          ) -> RestorationModel:
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
     if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
-    make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report)
-    return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, seed=seed, **kw)
+    make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report, watch=watch)
+    return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)

@@ -145,3 +145,13 @@ def test_a_picture_that_nobody_made_is_not_overwritten(tiny, tmp_path):
     own = save_image(torch.zeros(1,3,16,16), tmp_path/'album_0001.png'); before = own.read_bytes()
     with pytest.raises(ImageError, match='not a picture of an album'): generative_album(torch.zeros(1,3,16,16), tiny, 2, K=10, folder=tmp_path)
     assert own.read_bytes()==before
+
+def test_somebody_else_is_named(tmp_path, monkeypatch):
+    "One picture unlike the others; likeness is made up here, so that the rule is tested and not the embedder."
+    from gen2res import album as m
+    axes = torch.eye(4); codes = [axes[0]+.3*axes[1]]*5+[axes[2]]
+    monkeypatch.setattr(m, 'embed', lambda x, net: torch.nn.functional.normalize(torch.stack(codes[:len(x)]), dim=1))
+    members = [m.Member(tmp_path/f'{i}.png', torch.rand(1,3,64,64)*2-1, 64, '') for i in range(6)]
+    assert [s.path.name for s in m.strangers(members)]==['5.png'] and any('5.png' in l and 'same person' in l for l in m.album_worries(members, 64))
+    assert not m.strangers(members[:5]) and not m.strangers(members[4:])          # all alike; too few to tell
+    assert not m.strangers([x._replace(made=True) for x in members])               # a generative album is alike on purpose

@@ -1,25 +1,107 @@
-"The page builds, and its one function does what the command line does."
-import sys
+"The page builds, its functions do what the command line does, and what goes wrong is a toast."
+import sys, threading, time, zipfile
 from pathlib import Path
-import pytest
+from types import SimpleNamespace
+import pytest, torch
 gr = pytest.importorskip('gradio')
 sys.path.insert(0, str(Path(__file__).parent.parent/'demo'))
 import app
-from gen2res.images import load_image, to_array, to_tensor
-from gen2res.restore import read_face, restore
+from gen2res.images import astronaut, load_image, png_text, resize, save_image, to_array
+from gen2res.restore import Restorer, read_record, restore_file
 
-def test_same_picture_as_the_library(faces64):
-    photo = app.example()
-    seen,result,file = app.run(photo, 12, 5, progress=lambda *a, **kw: None)
-    y,_ = read_face(photo, 64)
-    want = to_array(restore(y, faces64, 12, seeds=[5]))
-    assert (to_array(load_image(file))==want).all() and seen.size==(64,64)
+class Visitor(SimpleNamespace):
+    def __init__(self, name): super().__init__(session_hash=f'test_{name}')
 
-def test_garbage_is_a_toast(tmp_path):
-    (tmp_path/'a.png').write_text('not a picture')
-    with pytest.raises(gr.Error, match='not a picture'): app.run(str(tmp_path/'a.png'), 5, 0, progress=None)
-    with pytest.raises(gr.Error, match='Choose'): app.run(None, 5, 0, progress=None)
+@pytest.fixture
+def me(request):
+    v = Visitor(request.node.name); yield v; app.forget(v); assert not app.folder(v).exists()
+
+def restored(photo, me, K=8, **kw):
+    a = dict(faces=[], box='', recipe='plain', K=K, samples=1, seed=5) | kw
+    return app.run(photo, *a.values(), request=me, progress=None)
+
+def test_same_file_as_the_command_line(faces64, me, tmp_path):
+    photo = app.example(me)
+    (before,after),sheet,file = restored(photo, me)
+    out,_ = restore_file(photo, Restorer(faces64, K=8), tmp_path, seed=5)
+    assert Path(file).read_bytes()==out.read_bytes() and 'generative model' in png_text(file, 'Comment') and before.size==after.size==(256, 256)
+
+def test_samples_and_recipe_are_passed_on(me):
+    _,sheet,file = restored(app.example(me), me, recipe='ilvr', samples=3)
+    r = read_record(file); assert r['recipe']=='ilvr' and r['samples']==3 and r['K']==8 and r['seed']==5
+
+def test_faces_are_found_and_chosen(me, tmp_path):
+    photo = str(save_image(resize(app.damaged_astronaut(512)[1], 300), tmp_path/'a.png'))
+    seen,boxes = app.found(photo, me); assert len(boxes.choices)==1 and boxes.value==['0'] and seen.size==(300, 300)
+    none = str(save_image(torch.zeros(1,3,90,200), tmp_path/'none.png')); assert app.found(none, me)[1].value==['centre'] and app.found(None, me)[0] is None
+    with pytest.raises(gr.Error, match='no face found'): restored(none, me)
+    assert restored(none, me, faces=['centre'])[2] and restored(none, me, box='20,10,50,50')[2]
+    with pytest.raises(gr.Error, match='x,y,w,h'): restored(none, me, box='a,b,c,d')
+
+def test_suggested_K_is_one_of_the_schedule(me): assert 0<=app.suggested(app.example(me), me, None)<=1000
+
+@pytest.mark.parametrize('make,said', [(lambda p: p.write_text('#!/bin/sh'), 'not a picture'), (lambda p: p.write_bytes(b''), 'empty'), (lambda p: bomb(p), 'too many pixels')])
+def test_garbage_is_a_toast(make, said, me, tmp_path):
+    make(tmp_path/'a.png')
+    for f in (lambda: app.found(str(tmp_path/'a.png'), me), lambda: restored(str(tmp_path/'a.png'), me), lambda: app.drawn(app.render_K, ['K','seed'], str(tmp_path/'a.png'), 5, 0, request=me)):
+        with pytest.raises(gr.Error, match=said) as e: f()
+        assert str(tmp_path) not in str(e.value)
+    with pytest.raises(gr.Error, match='Choose'): restored(None, me)
+
+def bomb(path):
+    "A file of few bytes that says it is 30,000 x 30,000."
+    import struct, zlib
+    chunk = lambda kind, d: struct.pack('>I', len(d))+kind+d+struct.pack('>I', zlib.crc32(kind+d))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', struct.pack('>IIBBBBB', 30000, 30000, 8, 2, 0, 0, 0))+chunk(b'IDAT', zlib.compress(b'\0'*100))+chunk(b'IEND', b''))
+
+def test_cancel_stops_within_a_step(me):
+    photo,ended = app.example(me),[]
+    def go():
+        try: restored(photo, me, K=1000)
+        except gr.Error as e: ended.append(str(e))
+    t = threading.Thread(target=go); t.start()
+    while me.session_hash not in app.RUNNING: time.sleep(.01)
+    time.sleep(1.5); start = time.monotonic(); app.cancel(me); t.join(30)
+    assert time.monotonic()-start<10 and 'Cancelled' in ended[0] and me.session_hash not in app.RUNNING
+    app.cancel(me)                                                        # nothing to stop
+
+def test_one_visitor_does_not_stop_another(me):
+    other = Visitor('other')
+    with app.work(me, None) as mine, app.work(other, None) as theirs:
+        app.cancel(other); mine('x', 1, 2)
+        with pytest.raises(app.Cancelled): theirs('x', 1, 2)
+
+def test_an_album_is_looked_at_tuned_and_used(me, tmp_path, monkeypatch):
+    monkeypatch.setitem(app.PRESETS, 'fast', dict(iters=3, batch=2, lr=1e-4))
+    files = [str(save_image(astronaut(96).roll(3*i, -1)*(1-.1*i), tmp_path/f'{i}.png')) for i in range(3)]; (tmp_path/'no.png').write_text('x'); files.append(str(tmp_path/'no.png'))
+    sheet,text = app.looked_at(files); assert '3 of 4 can be used' in text and 'no.png' in text and 'only 3' in text and sheet.width>100
+    assert app.looked_at([])==(None, '')
+    with pytest.raises(gr.Error, match='at most'): app.looked_at(files*20)
+    person = app.tuned(files, 'fast', me, None)
+    (_,after),file = app.run_person(app.example(me), 6, person, me, None)
+    assert read_record(file)['K']==6 and read_record(file)['weights']!=app.prior().fingerprint()
+    with pytest.raises(gr.Error, match='Tune'): app.run_person(app.example(me), 6, None, me, None)
+
+def test_a_restorer_is_adapted_and_used(me, tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for i in range(2): z.write(save_image(astronaut(64)*(.8-.2*i), tmp_path/f'{i}.png'), f'../../deep/{i}.png')
+        z.writestr('evil.sh', 'rm')
+    sheet,file = app.adapted([str(tmp_path/'a.zip')], 2, me, None)
+    assert sorted(p.name for p in (app.folder(me)/'lq').iterdir())==['0.png','1.png']       # no script, nothing outside
+    (before,after),out = app.one_pass(app.example(me), file, me); assert after.size==(256, 256)
+    (tmp_path/'b.zip').write_text('no zip')
+    with pytest.raises(gr.Error, match='not a zip'): app.adapted([str(tmp_path/'b.zip')], 2, me, None)
+
+def test_explore_draws_what_was_tried(me, monkeypatch):
+    said = []; monkeypatch.setattr(gr, 'Info', lambda m: said.append(m))
+    photo = app.example(me); render,sliders,job = app.explorable(1000)['noise: K']
+    assert app.drawn(render, ['K','seed'], photo, 15, 0, request=me) is None and 'Try' in said[0]
+    figure = app.tried(render, ['K','seed'], [0, 15], job, photo, 15, 0, request=me, progress=None)
+    again = app.drawn(render, ['K','seed'], photo, 0, 0, request=me); assert figure.size==again.size and to_bytes(figure)!=to_bytes(again)
+    assert set(app.explorable(1000))=={'noise: K','guidance','album size','pseudo targets'}
+
+def to_bytes(im): return im.convert('RGB').tobytes()
 
 def test_page_builds_with_png_everywhere():
-    images = [b for b in app.build().blocks.values() if isinstance(b, gr.Image)]
-    assert len(images)==3 and all(b.format=='png' for b in images)
+    images = [b for b in app.build().blocks.values() if isinstance(b, (gr.Image, gr.ImageSlider))]
+    assert len(images)>10 and all(b.format=='png' for b in images)
