@@ -15,7 +15,7 @@ PYTHONS = '3.10 3.11 3.12 3.13 3.14'.split()
 extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'metrics', 'lora', 'restorers', 'cluster')}
 extras['dev'] = cfg['dev_requirements'].split() + extras['demo'] + extras['metrics'] + extras['lora'] + extras['restorers'] + extras['cluster']
 
-# The shipped networks live in the top-level data/ folder and are installed as the package gen2res.data.
+# The shipped networks live in the top-level data/ folder and are installed as the package gen2res.data; the web page likewise.
 SHIPPED = ['faces64', 'ids64', 'swinir64', 'align64']
 
 setup(
@@ -26,8 +26,9 @@ setup(
     classifiers=[f"Development Status :: {STATUSES[int(cfg['status'])]}", f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}",
                  *(f'Programming Language :: Python :: {v}' for v in PYTHONS if tuple(map(int, v.split('.'))) >= tuple(map(int, cfg['min_python'].split('.'))))],
-    packages=find_packages(include=['gen2res', 'gen2res.*']) + ['gen2res.data'],
-    package_dir={'gen2res.data': 'data'}, include_package_data=False, package_data={'gen2res.data': [f'{d}/*' for d in SHIPPED]},
+    packages=find_packages(include=['gen2res', 'gen2res.*']) + ['gen2res.data', 'gen2res.demo'],
+    package_dir={'gen2res.data': 'data', 'gen2res.demo': 'demo'}, include_package_data=False,
+    package_data={'gen2res.data': [f'{d}/*' for d in SHIPPED], 'gen2res.demo': ['app.py']},
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},
     zip_safe=False)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Face', 'BOX_X', 'BOX_Y', 'BOX_WIDTH', 'SMOOTH', 'TILTS', 'ROOM', 'DETECTORS', 'DETAIL', 'LOOK', 'cascade', 'middle',
-           'corners', 'crop', 'align', 'by_eyes', 'yunet', 'detect', 'face_cut', 'face_square', 'feather', 'as_sharp',
-           'in_its_colours', 'paste_back', 'find_faces', 'marked', 'face_of', 'put_back', 'whole', 'boxed', 'chosen',
+           'corners', 'crop', 'align', 'by_eyes', 'yunet', 'marked', 'detect', 'face_cut', 'face_square', 'feather',
+           'as_sharp', 'in_its_colours', 'paste_back', 'find_faces', 'face_of', 'put_back', 'whole', 'boxed', 'chosen',
            'look_for']
 
 # %% ../nbs/13_faces.ipynb #0d59f4b4
@@ -148,7 +148,7 @@ def _distinct(faces):
         if all(math.dist(middle(f), middle(k)) > .4*max(f.side, k.side) for k in out): out.append(f)
     return out
 
-# %% ../nbs/13_faces.ipynb #bf1736b8
+# %% ../nbs/13_faces.ipynb #9f8a289f
 def yunet(small, low, file=None): # file: face_detection_yunet_2023mar.onnx
     "OpenCV's YuNet (Wu et al. 2023), which marks eyes itself. Raises ImageError if it is not here."
     file = Path(file or Path(torch.hub.get_dir())/'gen2res'/'yunet.onnx')
@@ -162,6 +162,14 @@ def yunet(small, low, file=None): # file: face_detection_yunet_2023mar.onnx
 
 DETECTORS = {'cascade': cascade, 'yunet': yunet} # each: (photo of some 500 pixels, smallest box in pixels) -> rough faces, best first
 
+def marked(photo:Image.Image, faces, side:int=1200) -> Image.Image: # side: pixels of the longer side
+    "A copy with every square drawn and numbered."
+    k = min(1., side/max(photo.size)); drawn = photo.resize([max(1, round(s*k)) for s in photo.size]); d = ImageDraw.Draw(drawn)
+    for i,f in enumerate(faces):
+        spots = [(x*k, y*k) for x,y in corners(f)]
+        d.polygon(spots, outline='lime', width=3); d.text(spots[0], f' {i}', fill='lime', font_size=24, stroke_width=2, stroke_fill='black')
+    return drawn
+
 def _scaled(face, k): return face._replace(x=face.x*k, y=face.y*k, side=face.side*k)
 
 def detect(image, # 1 x 3 x H x W in [-1, 1]
@@ -170,6 +178,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
            smallest:float=.06, # faces below this share of the longer side are not looked for
            support:int=8, # windows that must agree, of all views of the photo
            sure=(.97, .5), # what the aligner must say of a face with little support, and of one with half as much again
+           aligned:bool=True, # False: the detector's word alone
           ) -> list: # of Face, best (most support) first
     "Faces in a photo, each as the square to restore. Raises ImageError for a detector that is not here."
     if detector not in DETECTORS: raise ImageError(f'no detector {detector!r}; there are: {", ".join(DETECTORS)}')
@@ -178,8 +187,10 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
     low = max(24, int(smallest*max(small.shape)))
     if min(small.shape[-2:]) < low: return []
     rough = [_scaled(f, 1/scale) for f in DETECTORS[detector](small, low) if f.support>=support]
-    for _ in range(2): rough = _refined(image, rough, load_aligner())
-    return _distinct([f for f in rough if f.score>=sure[f.support>=1.5*support]])
+    if not aligned: return _distinct(rough)
+    fine = _refined(image, _refined(image, rough, load_aligner()), load_aligner())
+    passed = [f for f in fine if f.score>=sure[f.support>=1.5*support]]
+    return _distinct(passed or [f for f,g in zip(rough, fine) if g.score>=.1][:1])      # in heavy noise the aligner is seldom sure: better the cascade's best guess than none
 
 # %% ../nbs/13_faces.ipynb #01444444
 def _is_aligned(face, h, w):
@@ -272,7 +283,7 @@ def _sampled_square(x, face, rows, cols, padding):
     at = torch.stack([(dx*math.cos(a)+dy*math.sin(a))*n, (dy*math.cos(a)-dx*math.sin(a))*n], -1)+x.shape[-1]/2
     return _sampled(x, at, padding, 'bicubic')
 
-# %% ../nbs/13_faces.ipynb #2074ba3b
+# %% ../nbs/13_faces.ipynb #03ee1e90
 LOOK = 1600 # pixels of the longer side at which faces are looked for
 
 def find_faces(photo:Image.Image, **kw) -> list: # kw: of detect -> of Face, in the photo's pixels
@@ -280,14 +291,6 @@ def find_faces(photo:Image.Image, **kw) -> list: # kw: of detect -> of Face, in 
     k = max(1., max(photo.size)/LOOK)
     small = photo if k==1 else photo.resize([max(1, round(s/k)) for s in photo.size], Image.Resampling.LANCZOS, reducing_gap=2)
     return [_scaled(f, k) for f in detect(to_tensor(np.asarray(small)/255), **kw)]
-
-def marked(photo:Image.Image, faces, side:int=1200) -> Image.Image: # side: pixels of the longer side
-    "A copy with every square drawn and numbered."
-    k = min(1., side/max(photo.size)); drawn = photo.resize([max(1, round(s*k)) for s in photo.size]); d = ImageDraw.Draw(drawn)
-    for i,f in enumerate(faces):
-        spots = [(x*k, y*k) for x,y in corners(f)]
-        d.polygon(spots, outline='lime', width=3); d.text(spots[0], f' {i}', fill='lime', font_size=24, stroke_width=2, stroke_fill='black')
-    return drawn
 
 def _part(photo, face): # -> (the part of the photo that the face touches, 1 x 3 x h x w; the face in it; the part's corner)
     rows,cols = _box(face, *photo.size[::-1])
