@@ -39,15 +39,16 @@ def forget(request:gr.Request):
 
 class Cancelled(Exception): "The visitor pressed Cancel."
 
-RUNNING = {} # visitor -> the event that stops their work
+RUNNING = {} # visitor -> the events that stop what they run
 
 def cancel(request:gr.Request):
-    if event := RUNNING.get(name(request)): event.set()
+    for event in RUNNING.get(name(request), []): event.set()
 
 @contextmanager
 def work(request, progress): # -> watch(stage, done, of) for the library's long work
     "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
-    event = RUNNING[name(request)] = threading.Event(); since = {}
+    event,events,since = threading.Event(),RUNNING.setdefault(name(request), []),{}
+    events.append(event)                                                # an upload may be looked at while a restoration runs
     def watch(stage, done, of):
         if event.is_set(): raise Cancelled()
         start = since.setdefault(stage, time.monotonic())
@@ -56,7 +57,9 @@ def work(request, progress): # -> watch(stage, done, of) for the library's long 
     try: yield watch
     except Cancelled: raise gr.Error('Cancelled.', duration=3, print_exception=False) from None
     except (ImageError, PriorError, ValueError, OSError, RuntimeError) as e: raise gr.Error(plain(e), print_exception=False) from None
-    finally: RUNNING.pop(name(request), None)
+    finally:
+        events.remove(event)
+        if not events: RUNNING.pop(name(request), None)
 
 def plain(e):
     "An error's line, without the server's folders."

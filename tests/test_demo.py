@@ -71,6 +71,13 @@ def test_one_visitor_does_not_stop_another(me):
         app.cancel(other); mine('x', 1, 2)
         with pytest.raises(app.Cancelled): theirs('x', 1, 2)
 
+def test_what_ends_first_does_not_hide_the_other(me):
+    with app.work(me, None) as long:
+        with app.work(me, None) as short: short('x', 1, 2)
+        app.cancel(me)
+        with pytest.raises(app.Cancelled): long('x', 1, 2)
+    assert me.session_hash not in app.RUNNING
+
 def test_an_album_is_looked_at_tuned_and_used(me, tmp_path, monkeypatch):
     monkeypatch.setitem(app.PRESETS, 'fast', dict(iters=3, batch=2, lr=1e-4))
     files = [str(save_image(astronaut(96).roll(3*i, -1)*(1-.1*i), tmp_path/f'{i}.png')) for i in range(3)]; (tmp_path/'no.png').write_text('x'); files.append(str(tmp_path/'no.png'))
