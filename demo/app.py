@@ -53,7 +53,7 @@ def work(request, progress): # -> watch(stage, done, of) for the library's long 
         if event.is_set(): raise Cancelled()
         start = since.setdefault(stage, time.monotonic())
         left = (time.monotonic()-start)/done*(of-done)
-        if progress: progress((done, of), desc=f'{stage}, {left:.0f} s left', unit='steps')
+        if progress is not None: progress((done, of), desc=f'{stage}, {left:.0f} s left', unit='steps')
     try: yield watch
     except Cancelled: raise gr.Error('Cancelled.', duration=3, print_exception=False) from None
     except (ImageError, PriorError, ValueError, OSError, RuntimeError) as e: raise gr.Error(plain(e), print_exception=False) from None
@@ -214,11 +214,20 @@ def tried(render, names, choices, job, photo, *values, request:gr.Request=None, 
 
 # the page
 
-def picture(label, height=340, **kw): return gr.Image(format='png', label=label, height=height, **kw)
+def picture(label, height=340, **kw): return gr.Image(format='png', label=label, height=height, buttons=['download','fullscreen'], alt_text=label, **kw)
 
-def upload(label='Photo'): return picture(label, type='filepath', sources=['upload','clipboard','webcam'])
+def sheet_of(label): return picture(label, None, elem_classes='sheet')
+
+class Photo(gr.Image):
+    "An upload handed on as it came: the library reads it, with its limits and its errors; gradio's own would name the server's folders."
+    is_template = True # shown as its parent
+    def preprocess(self, payload): return payload and payload.path
+
+def upload(label='Photo'): return Photo(format='png', label=label, height=340, buttons=['fullscreen'], type='filepath', sources=['upload','clipboard','webcam'])
 
 def slider(): return gr.ImageSlider(type='pil', format='png', label='Before | after', interactive=False, max_height=520)
+
+def download(label): return gr.File(label=label, interactive=False, height=90, elem_classes='handout')
 
 def buttons(what):
     with gr.Row(): return gr.Button(what, variant='primary'),gr.Button('Cancel')
@@ -243,24 +252,25 @@ def restore_tab():
             go,no = buttons('Restore')
             recipe,samples,seed,box = settings(K)
         with gr.Column(scale=3):
-            result = slider(); file = gr.File(label='PNG with its record')
-            with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = picture('Sheet', None)
-            with gr.Accordion('Faces found', open=False): seen = picture('Faces', None)
-    photo.change(found, photo, [seen, faces]); demo.click(example, None, photo); guess.click(suggested, photo, K)
-    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file]); no.click(cancel, queue=False, api_visibility='private')
+            result = slider(); file = download('PNG with its record')
+            with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = sheet_of('Sheet')
+            with gr.Accordion('Faces found', open=False): seen = sheet_of('Faces')
+    photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
+    demo.click(example, None, photo); guess.click(suggested, photo, K)
+    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result); no.click(cancel, queue=False, api_visibility='private')
 
 def album_tab():
     gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
     with gr.Row():
         with gr.Column(scale=2):
-            files = gr.File(file_count='multiple', file_types=['image'], label='Photos of the person'); said = gr.Markdown(); album = picture('Album', None)
+            files = gr.File(file_count='multiple', file_types=['image'], label='Photos of the person'); said = gr.Markdown(); album = sheet_of('Album')
             preset = gr.Dropdown(list(PRESETS), value='fast', label='Tuning', info='The other two are the paper\'s, for a GPU')
-            learn,no = buttons('Tune'); person = gr.File(label='The tuned prior', interactive=False)
+            learn,no = buttons('Tune'); person = download('The tuned prior')
         with gr.Column(scale=3):
             photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')
-            result = slider(); file = gr.File(label='PNG with its record')
+            result = slider(); file = download('PNG with its record')
     files.change(looked_at, files, [album, said]); learn.click(tuned, [files, preset], person)
-    go.click(run_person, [photo, K, person], [result, file])
+    go.click(run_person, [photo, K, person], [result, file], show_progress_on=result)
     for b in (no, no2): b.click(cancel, queue=False, api_visibility='private')
 
 def adapt_tab():
@@ -268,21 +278,23 @@ def adapt_tab():
     with gr.Row():
         with gr.Column(scale=2):
             files = gr.File(file_count='multiple', label='Photos, or a zip'); iters = gr.Slider(10, 2000, 200, step=10, label='Iterations')
-            learn,no = buttons('Adapt'); adapted_file = gr.File(label='The adapted restorer', interactive=False); sheet = picture('The first of them', None)
+            learn,no = buttons('Adapt'); adapted_file = download('The adapted restorer'); sheet = sheet_of('The first of them')
         with gr.Column(scale=3):
-            photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = gr.File(label='PNG with its record')
-    learn.click(adapted, [files, iters], [sheet, adapted_file]); go.click(one_pass, [photo, adapted_file], [result, file]); no.click(cancel, queue=False, api_visibility='private')
+            photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
+    learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet); go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result); no.click(cancel, queue=False, api_visibility='private')
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
     for title,(render,sliders,job) in explorable(prior().schedule.T).items():
         with gr.Tab(title):
             with gr.Row(): controls = [gr.Dropdown(options, value=options[len(options)//2], label=k) for k,options in sliders.items()]
-            go,no = buttons('Try'); figure = picture('Figure', None); names = list(sliders)
+            go,no = buttons('Try'); figure = sheet_of('Figure'); names = list(sliders)
             for c in controls: c.input(partial(drawn, render, names), [photo, *controls], figure)
             go.click(partial(tried, render, names, sliders[names[0]], job), [photo, *controls], figure); no.click(cancel, queue=False, api_visibility='private')
 
-CSS = '.gradio-container {max-width: 1200px !important; margin: auto}'
+CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
+.sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */
+.handout .empty {min-height: 70px !important}'''
 
 def build():
     "The page."

@@ -111,7 +111,7 @@ def in_batches(do, items, batch:int): # do(some) -> their results
             torch.cuda.empty_cache()
         else: items = items[batch:]
 
-# %% ../nbs/08_album.ipynb #cc605c66
+# %% ../nbs/08_album.ipynb #81afe62c
 Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
 FEW = 5 # pictures; a rule of thumb
@@ -165,12 +165,12 @@ def personal_album(folder, # folder of photos of one person, or a list of files
                    side:int=64, # the prior's
                   ) -> torch.Tensor: # N x 3 x side x side in [-1, 1]
     "The usable pictures of an album (Gen2Res, Sec. 3.3). Warns of what should worry; raises ImageError if nothing is usable."
-    members = read_album(folder, side)
+    members,name = read_album(folder, side),'the album' if isinstance(folder, (list, tuple)) else folder
     good = [m.image for m in members if not m.verdict]
-    if not good: raise ImageError(f'{folder}: none of {len(members)} files can be used ({members[0].path.name}: {members[0].verdict})')
+    if not good: raise ImageError(f'{name}: none of {len(members)} files can be used ({members[0].path.name}: {members[0].verdict})')
     for m in members:
         if m.verdict: warnings.warn(f'{m.path}: left out, {m.verdict}')
-    for line in album_worries(members, side): warnings.warn(f'{folder}: {line}')
+    for line in album_worries(members, side): warnings.warn(f'{name}: {line}')
     return torch.cat(good)
 
 # %% ../nbs/08_album.ipynb #0e381a09

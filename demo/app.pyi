@@ -1,0 +1,317 @@
+"Restore, with and without an album; adapt a restorer; look at what the knobs do. Start: `gen2res demo` (a CPU is enough), or as a Hugging Face Space."
+import os
+os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
+
+import shutil, tempfile, threading, time, zipfile
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+import gradio as gr
+from gen2res.album import album_sheet, album_worries, personal_album, read_album
+from gen2res.explore import EVERYS, NS, SCALES, SIZES, Lab, NotYet, render_album, render_guidance, render_K, render_pseudo
+from gen2res.faces import find_faces, marked
+from gen2res.images import ImageError, as_picture, grid, list_images, load_photo, save_image
+from gen2res.prior import PriorError, load_prior
+from gen2res.pseudo import pseudo_numbers
+from gen2res.restore import NOTICE, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file
+from gen2res.restorers import OnePass, RESTORER_PRESETS, adapt, load_restorer, save_restorer
+from gen2res.schedule import suggest_K
+from gen2res.tune import PRESETS, load_person, save_person, tune
+
+try: import spaces; on_gpu = spaces.GPU(duration=120)               # on a Space: borrow a GPU for so many seconds
+except ImportError: on_gpu = lambda f: f
+
+PIXELS,BYTES,ALBUM,INPUTS = 40_000_000,'40mb',60,500 # limits of one upload: pixels of a photo, size of a file, photos of an album, photos of a zip
+PRIVACY = 'What you upload and what is made of it is kept in a temporary folder of your own and deleted when you close the page, at the latest within twenty minutes of that. Nothing is sent elsewhere.'
+prior = lru_cache(load_prior)
+
+# visitors
+
+def name(request): return getattr(request, 'session_hash', None) or 'local'
+
+def folder(request:gr.Request) -> Path:
+    "This visitor's own temporary folder."
+    return Path(tempfile.gettempdir())/f'gen2res_{name(request)}'
+
+def forget(request:gr.Request):
+    "Stop what this visitor runs, and delete what they left."
+    cancel(request); shutil.rmtree(folder(request), ignore_errors=True)
+
+class Cancelled(Exception): "The visitor pressed Cancel."
+
+RUNNING = {} # visitor -> the events that stop what they run
+
+def cancel(request:gr.Request):
+    for event in RUNNING.get(name(request), []): event.set()
+
+@contextmanager
+def work(request, progress): # -> watch(stage, done, of) for the library's long work
+    "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
+    event,events,since = threading.Event(),RUNNING.setdefault(name(request), []),{}
+    events.append(event)                                                # an upload may be looked at while a restoration runs
+    def watch(stage, done, of):
+        if event.is_set(): raise Cancelled()
+        start = since.setdefault(stage, time.monotonic())
+        left = (time.monotonic()-start)/done*(of-done)
+        if progress is not None: progress((done, of), desc=f'{stage}, {left:.0f} s left', unit='steps')
+    try: yield watch
+    except Cancelled: raise gr.Error('Cancelled.', duration=3, print_exception=False) from None
+    except (ImageError, PriorError, ValueError, OSError, RuntimeError) as e: raise gr.Error(plain(e), print_exception=False) from None
+    finally:
+        events.remove(event)
+        if not events: RUNNING.pop(name(request), None)
+
+def plain(e):
+    "An error's line, without the server's folders."
+    return ' '.join(Path(w.strip(':')).name + ':'*w.endswith(':') if w.startswith(tempfile.gettempdir()) else w for w in str(e).splitlines()[0].split(' '))
+
+def needed(thing, what):
+    if not thing: raise gr.Error(f'{what} first.', print_exception=False)
+    return thing
+
+def preview(path, side=1400):
+    "A copy small enough for the screen."
+    im = load_photo(path); im.thumbnail((side, side))
+    return im
+
+# restore
+
+def found(photo, request:gr.Request=None):
+    "(the photo with its faces marked, choices of faces) of an upload."
+    if not photo: return None,gr.CheckboxGroup(choices=[], value=[])
+    with work(request, None):
+        im = load_photo(photo, PIXELS); faces = find_faces(im)
+    if not faces: gr.Info('No face found: draw a box, or take the middle of the photo.')
+    options = [(f'{i}: {f.side:.0f} pixels', str(i)) for i,f in enumerate(faces)] or [('the middle', 'centre')]
+    return marked(im, faces),gr.CheckboxGroup(choices=options, value=[v for _,v in options])
+
+def default_K(recipe): return recipe_arguments(recipe, damaged_astronaut(prior().side)[0], prior())['K']
+
+def suggested(photo, request:gr.Request=None, progress=gr.Progress()):
+    "K at which photo and restoration can no longer be told apart (Gen2Res Eq. 9)."
+    with work(request, progress) as watch:
+        y,_ = read_face(needed(photo, 'Choose a photo'), prior().side)
+        x = Restorer(prior(), watch=watch)(y)
+    return suggest_K(prior().schedule, x.cpu(), y)[0]
+
+def _box(text):
+    try: return tuple(map(float, text.split(','))) if text and len(text.split(','))==4 else None
+    except ValueError: raise gr.Error(f'A box is x,y,w,h in pixels, not {text!r}.', print_exception=False) from None
+
+@on_gpu
+def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Request=None, progress=gr.Progress()):
+    "((before, after), sheet, file) for an uploaded photo."
+    with work(request, progress) as watch:
+        load_photo(needed(photo, 'Choose a photo'), PIXELS)
+        base = load_person(person, prior(), prior().device) if person else prior()
+        r = Restorer(base, recipe, int(K), watch=watch)
+        which = ','.join(faces or []) or 'all'
+        out,sheet = restore_file(photo, r, folder(request)/'restored', force=True, which=which, box=_box(box), seed=int(seed), samples=int(samples))
+    return (preview(photo), preview(out)),preview(sheet),str(out)
+
+def example(request:gr.Request=None):
+    "The damaged astronaut, as a file."
+    return str(save_image(damaged_astronaut(256)[0], folder(request)/'astronaut.png'))
+
+# an album
+
+def looked_at(files):
+    "(contact sheet, text) of uploaded photos of one person."
+    if not files: return None,''
+    if len(files)>ALBUM: raise gr.Error(f'{len(files)} photos; at most {ALBUM} here.', print_exception=False)
+    with work(None, None): members = read_album(files, prior().side)
+    good = [m for m in members if not m.verdict]
+    lines = [f'**{len(good)} of {len(members)} can be used.**'] + [f'- {m.path.name}: {m.verdict}' for m in members if m.verdict]
+    lines += [f'- {l}' for l in album_worries(members, prior().side)] if good else []
+    return album_sheet(members) if any(m.image is not None for m in members) else None,'\n'.join(lines)
+
+@on_gpu
+def tuned(files, preset, request:gr.Request=None, progress=gr.Progress()):
+    "The file of a prior tuned on an album."
+    with work(request, progress) as watch:
+        album = personal_album(needed(files, 'Choose photos of the person'), prior().side); kw = PRESETS[preset]
+        step = iter(range(1, kw['iters']+1))
+        p = tune(prior(), album, **kw, callback=lambda *a: watch('tuning the prior', next(step), kw['iters']))
+        return str(save_person(p, folder(request)/'person.safetensors'))
+
+def run_person(photo, K, person, request:gr.Request=None, progress=gr.Progress()):
+    "((before, after), file): the largest face by the tuned prior."
+    result,_,file = run(photo, ['largest'], '', 'plain', K, 1, 0, needed(person, 'Tune the prior'), request, progress)
+    return result,file
+
+# a restorer
+
+def _unzipped(files, into):
+    "The pictures among the uploads, those inside of zip files too; names that lead out of the folder are cut off."
+    shutil.rmtree(into, ignore_errors=True); into.mkdir(parents=True)
+    for f in map(Path, files):
+        if f.suffix.lower()!='.zip': shutil.copy(f, into/f.name); continue
+        with zipfile.ZipFile(f) as z:
+            inside = [i for i in z.infolist() if not i.is_dir() and Path(i.filename).suffix.lower() in ('.png','.jpg','.jpeg','.webp','.tif','.tiff','.bmp')]
+            if len(inside)>INPUTS or sum(i.file_size for i in inside)>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
+            for i in inside: (into/Path(i.filename).name).write_bytes(z.read(i))
+    if len(list_images([into]))>INPUTS: raise ImageError(f'more than {INPUTS} pictures')
+    return into
+
+@on_gpu
+def adapted(files, iters, request:gr.Request=None, progress=gr.Progress()):
+    "The file of a restorer adapted to uploads, and how the first of them look before and after."
+    with work(request, progress) as watch:
+        try: lq = _unzipped(needed(files, 'Choose photos, or a zip of them,'), folder(request)/'lq')
+        except zipfile.BadZipFile: raise ImageError('the file is not a zip') from None
+        base = load_restorer('swinir64', prior().device); place = folder(request)/'adapting'; shutil.rmtree(place, ignore_errors=True)
+        r = adapt(base, lq, prior(), place, report=gr.Warning, watch=watch, losses=dict(gan=0), **RESTORER_PRESETS['paper'] | dict(iters=int(iters)))
+        out = save_restorer(r, folder(request)/'adapted.safetensors')
+        some = [read_face(p, prior().side)[0] for p in list_images([lq])[:4]]
+        rows = [(x, f(x)) for x in some for f in (base, r)]
+    pictures = sum([[x, rows[2*i][1], rows[2*i+1][1]] for i,x in enumerate(some)], [])
+    return grid(pictures, ['photo','before','after']*len(some), cols=3, side=160),str(out)
+
+@on_gpu
+def one_pass(photo, file, request:gr.Request=None):
+    "A photo through the adapted restorer: no prior, no noise."
+    with work(request, None):
+        r = OnePass(load_restorer(needed(file, 'Adapt a restorer'), prior().device), prior().side)
+        out,_ = restore_file(needed(photo, 'Choose a photo'), r, folder(request)/'one_pass', force=True)
+    return (preview(photo), preview(out)),str(out)
+
+# explore
+
+LABS = {} # visitor -> their Lab
+
+def lab_of(photo, request) -> Lab:
+    "This visitor's experiments with this photo."
+    y,_ = read_face(needed(photo, 'Choose a photo'), prior().side)
+    old = LABS.get(name(request))
+    if old is None or not old.photo.equal(y): LABS[name(request)] = Lab(y, prior(), folder=folder(request)/'explore')
+    return LABS[name(request)]
+
+def explorable(T):
+    "name -> (render, what its sliders step through, the main one first, the job of a value)."
+    Ks = [0, 5, 15, 30, 52, 80, 120, 200, 340, 600, T]
+    n = pseudo_numbers(prior())
+    return {
+        'noise: K':       (render_K, dict(K=Ks, seed=list(range(4))), lambda lab, K, seed: lab.restored(K, seed=seed)),
+        'guidance':       (render_guidance, dict(scale=list(SCALES), every=list(EVERYS)), lambda lab, scale, every: lab.drawn(every, scale)),
+        'album size':     (render_album, dict(n=list(SIZES[:5]), every=[5, 20]), lambda lab, n, every: lab.constrained('generative', n, every)),
+        'pseudo targets': (render_pseudo, dict(N=list(NS), seed=list(range(4))), lambda lab, N, seed: lab.target(n['K'], n['L'], N, seed))}
+
+def drawn(render, names, photo, *values, request:gr.Request=None):
+    "The figure, if all that it needs was tried."
+    if not photo: return None
+    with work(request, None):
+        try: return as_picture(render(lab_of(photo, request).looking(), **dict(zip(names, values))))
+        except NotYet: gr.Info('Not tried yet: press Try.')
+
+@on_gpu
+def tried(render, names, choices, job, photo, *values, request:gr.Request=None, progress=gr.Progress()):
+    "Everything along the first slider is tried, then drawn."
+    with work(request, progress) as watch:
+        lab,rest = lab_of(photo, request),dict(zip(names[1:], values[1:]))
+        lab.callback = lambda *a: watch('trying', 1, 1)
+        for i,v in enumerate(choices): watch('trying', i+1, len(choices)+1); lab(job(lab, v, **rest))
+        return as_picture(render(lab, **dict(zip(names, values))))
+
+# the page
+
+def picture(label, height=340, **kw): return gr.Image(format='png', label=label, height=height, buttons=['download','fullscreen'], alt_text=label, **kw)
+
+def sheet_of(label): return picture(label, None, elem_classes='sheet')
+from gradio.events import Dependency
+
+class Photo(gr.Image):
+    "An upload handed on as it came: the library reads it, with its limits and its errors; gradio's own would name the server's folders."
+    is_template = True # shown as its parent
+    def preprocess(self, payload): return payload and payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+def upload(label='Photo'): return Photo(format='png', label=label, height=340, buttons=['fullscreen'], type='filepath', sources=['upload','clipboard','webcam'])
+
+def slider(): return gr.ImageSlider(type='pil', format='png', label='Before | after', interactive=False, max_height=520)
+
+def download(label): return gr.File(label=label, interactive=False, height=90, elem_classes='download')
+
+def buttons(what):
+    with gr.Row(): return gr.Button(what, variant='primary'),gr.Button('Cancel')
+
+def K_slider(recipe): return gr.Slider(0, prior().schedule.T, default_K(recipe), step=1, label='K: noise steps', info='More repairs more, and invents more')
+
+def settings(K):
+    "What is seldom changed: recipe, samples, seed, box."
+    with gr.Accordion('More settings', open=False):
+        recipe = gr.Dropdown([r for r in RECIPES if r!='personal'], value='plain', label='Recipe', info='generative: an album is made from the photo first, minutes on a CPU')
+        samples,seed = gr.Slider(1, 8, 1, step=1, label='Samples', info='Several: the most faithful is kept'),gr.Number(0, precision=0, minimum=0, label='Seed')
+        box = gr.Textbox(label='Box x,y,w,h', info='In pixels, around a head that was not found')
+    recipe.change(default_K, recipe, K)
+    return recipe,samples,seed,box
+
+def restore_tab():
+    with gr.Row():
+        with gr.Column(scale=2):
+            photo = upload()
+            with gr.Row(): demo,guess = gr.Button('Use the example', size='sm'),gr.Button('Suggest K', size='sm')
+            faces,K = gr.CheckboxGroup([], label='Faces'),K_slider('plain')
+            go,no = buttons('Restore')
+            recipe,samples,seed,box = settings(K)
+        with gr.Column(scale=3):
+            result = slider(); file = download('PNG with its record')
+            with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = sheet_of('Sheet')
+            with gr.Accordion('Faces found', open=False): seen = sheet_of('Faces')
+    photo.change(found, photo, [seen, faces]); demo.click(example, None, photo); guess.click(suggested, photo, K)
+    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file]); no.click(cancel, queue=False, api_visibility='private')
+
+def album_tab():
+    gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
+    with gr.Row():
+        with gr.Column(scale=2):
+            files = gr.File(file_count='multiple', file_types=['image'], label='Photos of the person'); said = gr.Markdown(); album = sheet_of('Album')
+            preset = gr.Dropdown(list(PRESETS), value='fast', label='Tuning', info='The other two are the paper\'s, for a GPU')
+            learn,no = buttons('Tune'); person = download('The tuned prior')
+        with gr.Column(scale=3):
+            photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')
+            result = slider(); file = download('PNG with its record')
+    files.change(looked_at, files, [album, said]); learn.click(tuned, [files, preset], person)
+    go.click(run_person, [photo, K, person], [result, file])
+    for b in (no, no2): b.click(cancel, queue=False, api_visibility='private')
+
+def adapt_tab():
+    gr.Markdown('Photos that were all damaged in the same, unknown way, dozens or hundreds of them. The prior cleans them, the small restorer learns to do the same in one pass, and the prior is not needed any more.')
+    with gr.Row():
+        with gr.Column(scale=2):
+            files = gr.File(file_count='multiple', label='Photos, or a zip'); iters = gr.Slider(10, 2000, 200, step=10, label='Iterations')
+            learn,no = buttons('Adapt'); adapted_file = download('The adapted restorer'); sheet = sheet_of('The first of them')
+        with gr.Column(scale=3):
+            photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
+    learn.click(adapted, [files, iters], [sheet, adapted_file]); go.click(one_pass, [photo, adapted_file], [result, file]); no.click(cancel, queue=False, api_visibility='private')
+
+def explore_tab():
+    photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
+    for title,(render,sliders,job) in explorable(prior().schedule.T).items():
+        with gr.Tab(title):
+            with gr.Row(): controls = [gr.Dropdown(options, value=options[len(options)//2], label=k) for k,options in sliders.items()]
+            go,no = buttons('Try'); figure = sheet_of('Figure'); names = list(sliders)
+            for c in controls: c.input(partial(drawn, render, names), [photo, *controls], figure)
+            go.click(partial(tried, render, names, sliders[names[0]], job), [photo, *controls], figure); no.click(cancel, queue=False, api_visibility='private')
+
+CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
+.sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */
+.download .empty {min-height: 70px !important}'''
+
+def build():
+    "The page."
+    with gr.Blocks(title='gen2res', delete_cache=(600, 600)) as page:
+        gr.Markdown('# gen2res\nNoise a bad photo, then denoise it with a model of good ones.')
+        for title,tab in (('Restore', restore_tab), ('With an album', album_tab), ('Adapt a restorer', adapt_tab), ('Explore', explore_tab)):
+            with gr.Tab(title): tab()
+        gr.Markdown(f'{NOTICE} {PRIVACY}')
+        page.unload(forget)
+    return page
+
+def launch(**kw): # of Blocks.launch
+    return build().queue(default_concurrency_limit=1, max_size=40).launch(ssr_mode=False, show_error=True, max_file_size=BYTES, css=CSS, footer_links=['gradio'], **kw)
+
+if __name__=='__main__': launch()
