@@ -26,7 +26,14 @@ def test_eyes_and_square_are_the_same_thing():
 def test_finds_her_and_nothing_else():
     found = detect(photo())
     assert len(found)==1 and off(found[0])<.15 and abs(found[0].side*.26/SPAN-1)<.15 and found[0].score>.9
-    assert len([f for f in cascade(photo(), 30) if f.support>=8])>1               # the cascade alone takes more for faces
+    assert len([f for f in cascade(photo()) if f.support>=8])>1               # the cascade alone takes more for faces
+
+def test_small_heads_in_a_large_photo():
+    wall = Image.fromarray(data.brick()).convert('RGB').resize((1200, 800)); spots = [(150, 200), (600, 150), (950, 500), (400, 600)]
+    small = Image.fromarray(data.astronaut()).crop((130, 20, 330, 220)).resize((80, 80))
+    for x,y in spots: wall.paste(small, (x, y))
+    found = find_faces(wall)
+    assert len(found)==4 and all(any(math.dist(middle(f), (x+38, y+38)) < 10 for f in found) for x,y in spots)
 
 @pytest.mark.parametrize('turn', [-45, -25, 25, 45])
 def test_finds_a_tilted_head(turn):
@@ -172,7 +179,7 @@ def test_unknown_and_missing_detectors_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'cv2', None)
     with pytest.raises(ImageError, match='pip install opencv'): detect(photo(), detector='yunet')
     monkeypatch.setitem(sys.modules, 'cv2', types.ModuleType('cv2'))
-    with pytest.raises(ImageError, match='opencv_zoo'): yunet(photo(), 20, tmp_path/'none.onnx')
+    with pytest.raises(ImageError, match='opencv_zoo'): yunet(photo(), file=tmp_path/'none.onnx')
 
 def test_yunet_speaks_in_eyes(monkeypatch, tmp_path):
     "Its rows are box, five points and a score; the first two points are the eyes, the image's left one first."
