@@ -4,7 +4,7 @@ os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 import shutil, tempfile, threading, time, zipfile
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 import gradio as gr
 from gen2res.album import album_sheet, album_worries, personal_album, read_album
@@ -186,31 +186,37 @@ def lab_of(photo, request) -> Lab:
     if old is None or not old.photo.equal(y): LABS[name(request)] = Lab(y, prior(), folder=folder(request)/'explore')
     return LABS[name(request)]
 
-def explorable(T):
-    "name -> (render, what its sliders step through, the main one first, the job of a value)."
-    Ks = [0, 5, 15, 30, 52, 80, 120, 200, 340, 600, T]
-    n = pseudo_numbers(prior())
+class Exploration:
+    "A figure of the notebooks, for the page. Methods, not partials: gradio hands its request and its progress to nothing else."
+    def __init__(self, render, job, main, other): # job(lab, value, other) -> what must be tried; main, other: (name, values) of the two knobs
+        self.render,self.job,self.knobs = render,job,dict([main, other])
+
+    def _figure(self, lab, *values): return as_picture(self.render(lab, **dict(zip(self.knobs, values))))
+
+    def drawn(self, photo, value, other, request:gr.Request=None):
+        "The figure, if all that it needs was tried."
+        if not photo: return None
+        with work(request, None):
+            try: return self._figure(lab_of(photo, request).looking(), value, other)
+            except NotYet: gr.Info('Not tried yet: press Try.')
+
+    @on_gpu
+    def tried(self, photo, value, other, request:gr.Request=None, progress=gr.Progress()):
+        "Everything along the first knob is tried, then drawn."
+        with work(request, progress) as watch:
+            lab,choices = lab_of(photo, request),next(iter(self.knobs.values()))
+            for i,v in enumerate(choices):
+                lab.callback = lambda *a: watch('trying', i+1, len(choices)+1)
+                lab.callback(); lab(self.job(lab, v, other))
+            return self._figure(lab, value, other)
+
+def explorations() -> dict: # name -> Exploration
+    n,Ks = pseudo_numbers(prior()),Lab(damaged_astronaut(prior().side)[0], prior()).Ks
     return {
-        'noise: K':       (render_K, dict(K=Ks, seed=list(range(4))), lambda lab, K, seed: lab.restored(K, seed=seed)),
-        'guidance':       (render_guidance, dict(scale=list(SCALES), every=list(EVERYS)), lambda lab, scale, every: lab.drawn(every, scale)),
-        'album size':     (render_album, dict(n=list(SIZES[:5]), every=[5, 20]), lambda lab, n, every: lab.constrained('generative', n, every)),
-        'pseudo targets': (render_pseudo, dict(N=list(NS), seed=list(range(4))), lambda lab, N, seed: lab.target(n['K'], n['L'], N, seed))}
-
-def drawn(render, names, photo, *values, request:gr.Request=None):
-    "The figure, if all that it needs was tried."
-    if not photo: return None
-    with work(request, None):
-        try: return as_picture(render(lab_of(photo, request).looking(), **dict(zip(names, values))))
-        except NotYet: gr.Info('Not tried yet: press Try.')
-
-@on_gpu
-def tried(render, names, choices, job, photo, *values, request:gr.Request=None, progress=gr.Progress()):
-    "Everything along the first slider is tried, then drawn."
-    with work(request, progress) as watch:
-        lab,rest = lab_of(photo, request),dict(zip(names[1:], values[1:]))
-        lab.callback = lambda *a: watch('trying', 1, 1)
-        for i,v in enumerate(choices): watch('trying', i+1, len(choices)+1); lab(job(lab, v, **rest))
-        return as_picture(render(lab, **dict(zip(names, values))))
+        'noise: K':       Exploration(render_K, lambda lab, K, seed: lab.restored(K, seed=seed), ('K', Ks), ('seed', range(4))),
+        'guidance':       Exploration(render_guidance, lambda lab, scale, every: lab.drawn(every, scale), ('scale', SCALES), ('every', EVERYS)),
+        'album size':     Exploration(render_album, lambda lab, n, every: lab.constrained('generative', n, every), ('n', SIZES[:5]), ('every', (5, 20))),
+        'pseudo targets': Exploration(render_pseudo, lambda lab, N, seed: lab.target(n['K'], n['L'], N, seed), ('N', NS), ('seed', range(4)))}
 
 # the page
 
@@ -285,12 +291,12 @@ def adapt_tab():
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
-    for title,(render,sliders,job) in explorable(prior().schedule.T).items():
+    for title,e in explorations().items():
         with gr.Tab(title):
-            with gr.Row(): controls = [gr.Dropdown(options, value=options[len(options)//2], label=k) for k,options in sliders.items()]
-            go,no = buttons('Try'); figure = sheet_of('Figure'); names = list(sliders)
-            for c in controls: c.input(partial(drawn, render, names), [photo, *controls], figure)
-            go.click(partial(tried, render, names, sliders[names[0]], job), [photo, *controls], figure); no.click(cancel, queue=False, api_visibility='private')
+            with gr.Row(): knobs = [gr.Dropdown(list(values), value=values[len(values)//2] if not i else values[0], label=k) for i,(k,values) in enumerate(e.knobs.items())]
+            go,no = buttons('Try'); figure = sheet_of('Figure')
+            for k in knobs: k.input(e.drawn, [photo, *knobs], figure)
+            go.click(e.tried, [photo, *knobs], figure); no.click(cancel, queue=False, api_visibility='private')
 
 CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 .sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */

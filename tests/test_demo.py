@@ -43,7 +43,7 @@ def test_suggested_K_is_one_of_the_schedule(me): assert 0<=app.suggested(app.exa
 @pytest.mark.parametrize('make,said', [(lambda p: p.write_text('#!/bin/sh'), 'not a picture'), (lambda p: p.write_bytes(b''), 'empty'), (lambda p: bomb(p), 'too many pixels')])
 def test_garbage_is_a_toast(make, said, me, tmp_path):
     make(tmp_path/'a.png')
-    for f in (lambda: app.found(str(tmp_path/'a.png'), me), lambda: restored(str(tmp_path/'a.png'), me), lambda: app.drawn(app.render_K, ['K','seed'], str(tmp_path/'a.png'), 5, 0, request=me)):
+    for f in (lambda: app.found(str(tmp_path/'a.png'), me), lambda: restored(str(tmp_path/'a.png'), me), lambda: app.explorations()['noise: K'].drawn(str(tmp_path/'a.png'), 5, 0, me)):
         with pytest.raises(gr.Error, match=said) as e: f()
         assert str(tmp_path) not in str(e.value)
     with pytest.raises(gr.Error, match='Choose'): restored(None, me)
@@ -101,11 +101,18 @@ def test_a_restorer_is_adapted_and_used(me, tmp_path):
 
 def test_explore_draws_what_was_tried(me, monkeypatch):
     said = []; monkeypatch.setattr(gr, 'Info', lambda m: said.append(m))
-    photo = app.example(me); render,sliders,job = app.explorable(1000)['noise: K']
-    assert app.drawn(render, ['K','seed'], photo, 15, 0, request=me) is None and 'Try' in said[0]
-    figure = app.tried(render, ['K','seed'], [0, 15], job, photo, 15, 0, request=me, progress=None)
-    again = app.drawn(render, ['K','seed'], photo, 0, 0, request=me); assert figure.size==again.size and to_bytes(figure)!=to_bytes(again)
-    assert set(app.explorable(1000))=={'noise: K','guidance','album size','pseudo targets'}
+    photo,all_ = app.example(me),app.explorations(); e = all_['noise: K']; Ks = e.knobs['K']; e.knobs['K'] = Ks[:3]
+    assert e.drawn(photo, Ks[1], 0, me) is None and 'Try' in said[0]
+    figure = e.tried(photo, Ks[1], 0, me, None)
+    again = e.drawn(photo, Ks[0], 0, me); assert figure.size==again.size and to_bytes(figure)!=to_bytes(again)
+    assert e.drawn(photo, Ks[4], 0, me) is None and set(all_)=={'noise: K','guidance','album size','pseudo targets'}
+    assert app.LABS[me.session_hash].Ks==Ks                                # the curve's points are the knob's
+
+def test_every_event_knows_its_visitor():
+    "What may keep something must be told by whom it is asked, or visitors would share it."
+    from gradio.helpers import special_args
+    for f in app.build().fns.values():
+        if f.inputs and f.name not in ('default_K', 'looked_at'): assert any(isinstance(a, str) for a in special_args(f.fn, [0]*len(f.inputs), request='me')[0]), f.name
 
 def to_bytes(im): return im.convert('RGB').tobytes()
 
