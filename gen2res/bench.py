@@ -56,7 +56,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
             net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
-# %% ../nbs/16_bench.ipynb #aa7c053c
+# %% ../nbs/16_bench.ipynb #ea0577df
 class Count:
     "Pictures through a network, and through its copies, while the block lasts: .forwards and .backwards."
     def __init__(self, model): self.model,self.forwards,self.backwards = model,0,0
@@ -142,7 +142,7 @@ def _bars(ax, rows, measure, label):
         mine = {r['plan']: r[measure] for r in rows if r['stage']==stage}
         ax.barh(list(mine), list(mine.values()), left=[left[p] for p in mine], color=c, label=stage)
         left |= {p: left[p]+v for p,v in mine.items()}
-    ax.set_xlabel(label)
+    ax.set_xlabel(label); ax.locator_params(axis='x', nbins=6)
 
 def cost_figure(rows):
     "Passes and seconds of each plan, stage by stage."

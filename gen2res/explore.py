@@ -277,7 +277,7 @@ def detail(x) -> torch.Tensor: # B x 3 x H x W -> B, in dB
     s = radial_spectrum(x)
     return s[:,s.shape[1]//2:].mean(1)
 
-# %% ../nbs/15_explore.ipynb #3f19cced
+# %% ../nbs/15_explore.ipynb #7b7e9a4c
 class Stopped(Exception): "Somebody pressed Stop."
 
 class Background:
@@ -289,7 +289,7 @@ class Background:
         self.lock,self.running,self.halted,self.thread,self.now,self.wanted = threading.RLock(),False,False,None,None,None
         self.count,self.text,self.button = widgets.IntProgress(0, 0, len(self.queue)),widgets.Label(),widgets.Button(description='Stop')
         self.button.on_click(lambda _: self.stop())
-        self.bar = widgets.HBox([self.count, self.text, self.button])
+        self.bar = widgets.HBox([self.count, self.text, self.button], layout=dict(display='none')) # until there is something to show
 
     def start(self):
         "Go on, if there is something to do and nobody at it."
@@ -297,7 +297,7 @@ class Background:
             self.halted = False
             if self.running or not self.queue: return self
             self.running,self.thread,self.since = True,threading.Thread(target=self._work),(time.monotonic(), self.made)
-        self.button.layout.display = None
+        self.bar.layout.display = self.button.layout.display = None
         self.thread.start()
         return self
 
