@@ -307,7 +307,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0] + (f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #c9654e05
+# %% ../nbs/18_cli.ipynb #e977c096
 RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
@@ -321,10 +321,13 @@ def _restoration_model(name, device, fidelity=None):
     if r.scale!=1: raise ValueError(f'{name}: enlarges {r.scale} times; here a restorer must keep the size')
     return r
 
-def _trainable(name, device, fidelity, out):
-    if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
+def _tunable(name, device, fidelity=None):
     if name in ('none', 'identity', 'bicubic'): raise ValueError(f'--restorer {name}: there is nothing to tune')
     return _restoration_model(name, device, fidelity)
+
+def _trainable(name, device, fidelity, out):
+    if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
+    return _tunable(name, device, fidelity)
 
 @app.command()
 def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
@@ -444,18 +447,18 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #55374dd6
-def _rows(what, data, work, prior, device, **kw): # kw: of Bench
+# %% ../nbs/18_cli.ipynb #63e5a9a9
+def _rows(what, data, work, prior, device, restorer, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
     from gen2res.sets import SETS, Sets, set_table
     from gen2res.tables import TABLES, Tables
     kind,_,name = what.partition('-')
-    on = lambda bench: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw)
+    on = lambda bench, **of: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw, **of)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
-    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables))
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device)))
     if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, kw['methods'] or ['plain'])
 
 def _engine(name, scheduler, ca, cert, key):
@@ -473,6 +476,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
+          restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -487,7 +491,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
+    rows = _rows(what, data, work, prior, device, restorer, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
