@@ -227,7 +227,7 @@ class ImageLosses:
         self.opt.zero_grad(set_to_none=True); loss.backward(); self.opt.step()
         return dict(D=loss.item())
 
-# %% ../nbs/12_restorers.ipynb #43fc4c02
+# %% ../nbs/12_restorers.ipynb #5f7a7e57
 def codes(net, x): # CodeFormer, B x 3 x 512 x 512 in [-1, 1]
     "(logits B x places x words, encoder's features B x C x 16 x 16): CodeFormer without its decoder."
     z = net.encoder(x)
@@ -237,16 +237,19 @@ def codes(net, x): # CodeFormer, B x 3 x 512 x 512 in [-1, 1]
 
 class CodeLosses:
     "Eq. 13: CodeFormer's features and code words; only its encoder and transformer are tuned."
-    TUNED = 'encoder.','position_emb','feat_emb.','ft_layers.','idx_pred_layer.'
+    PARTS = {'encoder': ('encoder.',), 'transformer': ('position_emb','feat_emb.','ft_layers.','idx_pred_layer.')}
     def __init__(self, device, start, # CodeFormer before tuning
-                 token:float=.5, vqgan=None): # file of CodeFormer's first stage
-        self.token,self.encoder,self.quantize = token,copy.deepcopy(start.encoder),copy.deepcopy(start.quantize)
+                 token:float=.5, vqgan=None, # file of CodeFormer's first stage
+                 tuned=tuple(PARTS)): # which of PARTS (Table 5)
+        self.token,self.tuned,self.encoder,self.quantize = token,tuple(tuned),copy.deepcopy(start.encoder),copy.deepcopy(start.quantize)
         if vqgan: self.encoder.load_state_dict({k.removeprefix('encoder.'): v for k,v in read_state(vqgan).items() if k.startswith('encoder.')})
         self.encoder.to(device).eval().requires_grad_(False)
 
     def parts(self): return {}
-    def fixed(self): return dict(token=self.token)
-    def trained(self, model): return [p for k,p in model.named_parameters() if k.startswith(self.TUNED)]
+    def fixed(self): return dict(token=self.token, tuned=list(self.tuned))
+    def trained(self, model):
+        starts = sum((self.PARTS[t] for t in self.tuned), ())
+        return [p for k,p in model.named_parameters() if k.startswith(starts)]
 
     @torch.no_grad()
     def words(self, target):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'FILES', 'TUNING', 'NAMES', 'RIVALS', 'LOSSES', 'FACIAL', 'TABLES', 'photos', 'Tables', 'picture_scores',
-           'set_row', 'table', 'table_1', 'table_2', 'choices', 'table_19', 'table_21', 'table_4', 'table_6',
+           'set_row', 'table', 'table_1', 'table_2', 'choices', 'table_19', 'table_21', 'table_4', 'table_5', 'table_6',
            'table_10', 'table_13', 'table_20', 'table_22', 'table_23', 'table_24', 'table_25', 'table_26', 'table_27']
 
 # %% ../nbs/21_tables.ipynb #6d53cff5
@@ -106,7 +106,7 @@ def table(bench, kind, jobs:dict, base, names=NAMES, **labels): # jobs: method -
     yield from compared({m: picture_scores(x, truth, names) for m,x in xs.items()}, base, names, kind=kind, **labels)
     for m,x in xs.items(): yield set_row(x, truth, kind=kind, **labels, method=m)
 
-# %% ../nbs/21_tables.ipynb #9f20baa1
+# %% ../nbs/21_tables.ipynb #9373c539
 def table_1(b, kinds=SETS, n=500, **kw):
     "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth."
     for k in kinds:
@@ -136,6 +136,11 @@ def table_21(b, kinds=('4 moderate',), n=500, only=('ours','N 4','N 8','L 0','fr
 def table_4(b, kinds=('4 moderate',), ns=(20,100,500,1000), **kw):
     "Tables 4, 9: how many photos?"
     for k in kinds: yield from table(b, k, {'pre-trained': b.job('restored', kind=k)} | {str(n): b.tuned(k, n, **kw) for n in ns}, 'pre-trained')
+
+def table_5(b, kinds=('4 severe',), n=500, **kw):
+    "Table 5, whose third setup is tuned by losses that the paper does not name: which parts of CodeFormer?"
+    if b.restorer.arch!='CodeFormer': raise ValueError('table-5 is about CodeFormer: name its file with --restorer')
+    for k in kinds: yield from table(b, k, {'both': b.tuned(k, n, **kw), 'encoder alone': b.tuned(k, n, losses=dict(tuned=['encoder']), **kw)}, 'both')
 
 LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {}} | {f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}
 
@@ -193,6 +198,6 @@ def table_27(b, repeats=5):
         s = np.median(seconds[m][1:])
         yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/one:.1f}')
 
-TABLES = {'1': table_1, '2': table_2, '4': table_4, '6': table_6, '10': table_10, '13': table_13, '19': table_19, '20': table_20, '21': table_21, '22': table_22,
+TABLES = {'1': table_1, '2': table_2, '4': table_4, '5': table_5, '6': table_6, '10': table_10, '13': table_13, '19': table_19, '20': table_20, '21': table_21, '22': table_22,
           '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
 TABLES |= {same: TABLES[t] for t,others in {'1': '14 15 16 17 18', '4': '9', '6': '7 8', '19': '11', '21': '12'}.items() for same in others.split()}

@@ -215,4 +215,6 @@ def test_codeformer_is_tuned_in_part(codeformer, tmp_path):
     moved = {k.split('.')[0] for (k,a),b in zip(r.model.state_dict().items(), tuned.model.state_dict().values()) if not torch.equal(a, b)}
     assert moved=={'encoder','position_emb','feat_emb','ft_layers','idx_pred_layer'}
     L = CodeLosses('cpu', r.model); words,q = L.words(y/127.5-1)
+    alone,both = CodeLosses('cpu', r.model, tuned=['encoder']).trained(r.model),L.trained(r.model)
+    assert 0<len(alone)<len(both) and len(alone)==len(list(r.model.encoder.parameters()))
     assert words.shape==(1,256) and torch.allclose(r.model.quantize.get_codebook_feat(words.flatten(), [1,16,16,256]), q, atol=1e-5)
