@@ -2,19 +2,21 @@
 import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-import shutil, tempfile, threading, time, zipfile
+import atexit, shutil, tempfile, threading, time, zipfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import gradio as gr
 from gen2res.album import album_sheet, album_worries, personal_album, read_album
+from gen2res.degrade import degrade
 from gen2res.explore import EVERYS, NS, SCALES, SIZES, Lab, NotYet, render_album, render_guidance, render_K, render_pseudo
 from gen2res.faces import find_faces, marked
-from gen2res.images import ImageError, as_picture, grid, list_images, load_photo, save_image
+from gen2res.images import ImageError, as_picture, grid, list_images, load_photo, resize, save_image
 from gen2res.prior import PriorError, load_prior
 from gen2res.pseudo import pseudo_numbers
 from gen2res.restore import NOTICE, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file
 from gen2res.restorers import OnePass, RESTORER_PRESETS, adapt, load_restorer, save_restorer
+from gen2res.sample import generate
 from gen2res.schedule import suggest_K
 from gen2res.tune import PRESETS, load_person, save_person, tune
 
@@ -112,6 +114,16 @@ def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Req
 def example(request:gr.Request=None):
     "The damaged astronaut, as a file."
     return str(save_image(damaged_astronaut(256)[0], folder(request)/'astronaut.png'))
+
+DAMAGES = {'camera': ('camera:mild', dict(scale=2)), 'jpeg': ('jpeg', dict(q=10)), 'scratches': ('scratches', dict(count=4, dust=16))}
+
+@lru_cache
+def examples() -> list: # of files
+    "The astronaut and people whom the prior made up, each damaged in another way; nobody's photos, so one folder for all visitors."
+    into = Path(tempfile.mkdtemp(prefix='gen2res_examples_')); atexit.register(shutil.rmtree, into, ignore_errors=True)
+    people = generate(prior(), 3, 30, seeds=50).cpu()
+    damaged = {'small': damaged_astronaut(64)[0]} | {name: degrade(x, r, seeds=0, **kw) for x,(name,(r,kw)) in zip(people.split(1), DAMAGES.items())}
+    return [str(save_image(resize(x, 128).clamp(-1, 1), into/f'{name}.png')) for name,x in damaged.items()]
 
 # an album
 
@@ -253,7 +265,7 @@ def restore_tab():
     with gr.Row():
         with gr.Column(scale=2):
             photo = upload()
-            with gr.Row(): demo,guess = gr.Button('Use the example', size='sm'),gr.Button('Suggest K', size='sm')
+            gr.Examples([[f] for f in examples()], photo, cache_examples=False); guess = gr.Button('Suggest K', size='sm')
             faces,K = gr.CheckboxGroup([], label='Faces'),K_slider('plain')
             go,no = buttons('Restore')
             recipe,samples,seed,box = settings(K)
@@ -262,7 +274,7 @@ def restore_tab():
             with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = sheet_of('Sheet')
             with gr.Accordion('Faces found', open=False): seen = sheet_of('Faces')
     photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
-    demo.click(example, None, photo); guess.click(suggested, photo, K)
+    guess.click(suggested, photo, K)
     go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result); no.click(cancel, queue=False, api_visibility='private')
 
 def album_tab():

@@ -78,6 +78,11 @@ def test_upload_restore_slide_download(visitors, tmp_path):
     v.slide(-150); assert float(v.shown())<40                           # per cent of the picture that show "before"
 
 @in_browser
+def test_an_example_is_one_click(visitors, tmp_path):
+    v = visitors(); v.page.locator('.gallery-item').nth(1).click(); v.tab.get_by_label('0: ', exact=False).first.wait_for()
+    v.set_K(4); v.press('Restore'); assert v.result(tmp_path).name=='camera_restored.png'
+
+@in_browser
 def test_an_album_is_uploaded_tuned_and_restores(visitors, tmp_path):
     v = visitors(); v.open('With an album')
     album = [save_image(astronaut(96).roll(3*i, -1)*(1-.1*i), tmp_path/f'{i}.png') for i in range(3)]; (tmp_path/'no.png').write_text('#!/bin/sh')
