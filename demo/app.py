@@ -236,12 +236,11 @@ def picture(label, height=340, **kw): return gr.Image(format='png', label=label,
 
 def sheet_of(label): return picture(label, None, elem_classes='sheet')
 
-class Photo(gr.Image):
-    "An upload handed on as it came: the library reads it, with its limits and its errors; gradio's own would name the server's folders."
-    is_template = True # shown as its parent
-    def preprocess(self, payload): return payload and payload.path
-
-def upload(label='Photo'): return Photo(format='png', label=label, height=340, buttons=['fullscreen'], type='filepath', sources=['upload','clipboard','webcam'])
+def upload(label='Photo'):
+    "An upload, handed on as it came: the library reads it, with its limits and its errors; gradio's own would name the server's folders."
+    photo = picture(label, type='filepath', sources=['upload','clipboard','webcam'])
+    photo.preprocess = lambda payload: payload and payload.path                 # not a subclass: gradio would write a stub beside this file
+    return photo
 
 def slider(): return gr.ImageSlider(type='pil', format='png', label='Before | after', interactive=False, max_height=520)
 
