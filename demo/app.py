@@ -249,6 +249,8 @@ def download(label): return gr.File(label=label, interactive=False, height=90, e
 def buttons(what):
     with gr.Row(): return gr.Button(what, variant='primary'),gr.Button('Cancel')
 
+QUEUE = dict(concurrency_id='work') # one queue for all that computes for long: one piece of work at a time
+
 def K_slider(recipe): return gr.Slider(0, prior().schedule.T, default_K(recipe), step=1, label='K: noise steps', info='More repairs more, and invents more')
 
 def settings(K):
@@ -273,8 +275,8 @@ def restore_tab():
             with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = sheet_of('Sheet')
             with gr.Accordion('Faces found', open=False): seen = sheet_of('Faces')
     photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
-    guess.click(suggested, photo, K)
-    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result); no.click(cancel, queue=False, api_visibility='private')
+    guess.click(suggested, photo, K, **QUEUE)
+    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
 
 def album_tab():
     gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
@@ -286,8 +288,8 @@ def album_tab():
         with gr.Column(scale=3):
             photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')
             result = slider(); file = download('PNG with its record')
-    files.change(looked_at, files, [album, said]); learn.click(tuned, [files, preset], person)
-    go.click(run_person, [photo, K, person], [result, file], show_progress_on=result)
+    files.change(looked_at, files, [album, said]); learn.click(tuned, [files, preset], person, **QUEUE)
+    go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
     for b in (no, no2): b.click(cancel, queue=False, api_visibility='private')
 
 def adapt_tab():
@@ -298,7 +300,7 @@ def adapt_tab():
             learn,no = buttons('Adapt'); adapted_file = download('The adapted restorer'); sheet = sheet_of('The first of them')
         with gr.Column(scale=3):
             photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
-    learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet); go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result); no.click(cancel, queue=False, api_visibility='private')
+    learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet, **QUEUE); go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
@@ -307,7 +309,7 @@ def explore_tab():
             with gr.Row(): knobs = [gr.Dropdown(list(values), value=values[len(values)//2] if not i else values[0], label=k) for i,(k,values) in enumerate(e.knobs.items())]
             go,no = buttons('Try'); figure = sheet_of('Figure')
             for k in knobs: k.input(e.drawn, [photo, *knobs], figure)
-            go.click(e.tried, [photo, *knobs], figure); no.click(cancel, queue=False, api_visibility='private')
+            go.click(e.tried, [photo, *knobs], figure, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
 
 CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 .sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */

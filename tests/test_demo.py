@@ -116,6 +116,11 @@ def test_every_event_knows_its_visitor():
 
 def to_bytes(im): return im.convert('RGB').tobytes()
 
+def test_one_piece_of_work_at_a_time():
+    "gradio's limit holds for each function by itself, unless they share a queue."
+    long = {'run','run_person','suggested','tuned','adapted','one_pass','tried'}; fns = app.build().fns.values()
+    assert {f.name for f in fns if f.concurrency_id=='work'}==long
+
 def test_examples_are_pictures_of_nobody():
     assert [load_image(f).shape for f in app.examples()]==[(1,3,128,128)]*4 and app.examples() is app.examples()
 
