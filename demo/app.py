@@ -37,7 +37,7 @@ def folder(request:gr.Request) -> Path:
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."
-    cancel(request); shutil.rmtree(folder(request), ignore_errors=True)
+    cancel(request); LABS.pop(name(request), None); shutil.rmtree(folder(request), ignore_errors=True)
 
 class Cancelled(Exception): "The visitor pressed Cancel."
 

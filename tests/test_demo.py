@@ -14,7 +14,7 @@ class Visitor(SimpleNamespace):
 
 @pytest.fixture
 def me(request):
-    v = Visitor(request.node.name); yield v; app.forget(v); assert not app.folder(v).exists()
+    v = Visitor(request.node.name); yield v; app.forget(v); assert not app.folder(v).exists() and not {v.session_hash} & {*app.LABS, *app.RUNNING}
 
 def restored(photo, me, K=8, **kw):
     a = dict(faces=[], box='', recipe='plain', K=K, samples=1, seed=5) | kw
