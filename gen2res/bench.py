@@ -29,18 +29,18 @@ from .restore import Restorer, restore
 from .sample import ddim, ddpm, denoise, dpmpp
 from .tune import PRESETS, tune
 
-# %% ../nbs/16_bench.ipynb #7c140165
+# %% ../nbs/16_bench.ipynb #252096a6
 def timed(f):
     "Seconds of one call, the device's queue included."
     wait = torch.cuda.synchronize if torch.cuda.is_available() else torch.mps.synchronize if torch.backends.mps.is_available() else lambda: None
     wait(); start = time.perf_counter(); f(); wait()
     return time.perf_counter()-start
 
-def alternate(a, b, rounds:int=9): # functions without arguments
-    "Median seconds of a and of b, taken in turns, after one warm-up each."
-    a(); b()
-    pairs = [(timed(a), timed(b)) for _ in range(rounds)]
-    return [statistics.median(p) for p in zip(*pairs)]
+def alternate(*fs, rounds:int=9): # functions without arguments
+    "Median seconds of each, taken in turns, after one warm-up each."
+    for f in fs: f()
+    times = [[timed(f) for f in fs] for _ in range(rounds)]
+    return [statistics.median(t) for t in zip(*times)]
 
 def bare(prior, x, ts):
     "Only the network, as often as the loop calls it."
@@ -53,7 +53,7 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
     for b in batches:
         x = seeded(0, b).randn_like(torch.zeros(b, 3, prior.side, prior.side, device=prior.device))
         for rule in (ddpm, ddim, dpmpp):
-            net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds)
+            net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds=rounds)
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
 # %% ../nbs/16_bench.ipynb #ea0577df

@@ -7,10 +7,10 @@ __all__ = ['SETS', 'FILES', 'TUNING', 'NAMES', 'RIVALS', 'LOSSES', 'FACIAL', 'TA
            'set_row', 'table', 'table_1', 'table_2', 'choices', 'table_19', 'table_21', 'table_4', 'table_5', 'table_6',
            'table_10', 'table_13', 'table_20', 'table_22', 'table_23', 'table_24', 'table_25', 'table_26', 'table_27']
 
-# %% ../nbs/21_tables.ipynb #6d53cff5
+# %% ../nbs/21_tables.ipynb #55170709
 from functools import partial
 import numpy as np, torch
-from .bench import Bench, bare, data_hash, load_faces, timed
+from .bench import Bench, alternate, bare, data_hash, load_faces
 from .explore import compared
 from .degrade import degrade
 from .metrics import can_run, frechet, metric, statistics
@@ -106,7 +106,7 @@ def table(bench, kind, jobs:dict, base, names=NAMES, **labels): # jobs: method -
     yield from compared({m: picture_scores(x, truth, names) for m,x in xs.items()}, base, names, kind=kind, **labels)
     for m,x in xs.items(): yield set_row(x, truth, kind=kind, **labels, method=m)
 
-# %% ../nbs/21_tables.ipynb #9373c539
+# %% ../nbs/21_tables.ipynb #067218cb
 def table_1(b, kinds=SETS, n=500, **kw):
     "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth."
     for k in kinds:
@@ -189,14 +189,9 @@ def table_27(b, repeats=5):
     y,size = photos(b.data, SETS[0], 'val', 1)[0],lambda m: sum(p.numel() for p in m.parameters())/1e6
     net,both = size(b.prior.model),size(b.prior.model)+size(b.restorer.model)
     ways = {'restorer, tuned or not': (size(b.restorer.model), lambda: b.restorer(y)), 'one step of the prior': (net, lambda: bare(b.prior, y, [100])),
-            'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, lambda r=r: b._by_recipe(r, y, [0])) for r in ('difface','pgdiff','dr2')}}
-    seconds = {m: [] for m in ways}
-    for _ in range(repeats+1):                                                   # the first round warms up
-        for m,(_,do) in ways.items(): seconds[m].append(timed(do))
-    one = np.median(seconds['restorer, tuned or not'][1:])
-    for m,(millions,_) in ways.items():
-        s = np.median(seconds[m][1:])
-        yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/one:.1f}')
+            'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, lambda r=r: b._by_recipe(r, b.restorer(y) if RIVALS[r] else y, [0])) for r in ('difface','pgdiff','dr2')}}
+    seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
+    for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
 
 TABLES = {'1': table_1, '2': table_2, '4': table_4, '5': table_5, '6': table_6, '10': table_10, '13': table_13, '19': table_19, '20': table_20, '21': table_21, '22': table_22,
           '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
