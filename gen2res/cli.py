@@ -307,7 +307,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0] + (f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #e977c096
+# %% ../nbs/18_cli.ipynb #b843575c
 RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
@@ -360,7 +360,7 @@ def _tuning(preset, iters, batch, lr, bf16, seed):
     if preset not in RESTORER_PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(RESTORER_PRESETS)}')
     return RESTORER_PRESETS[preset] | dict(iters=iters, batch=batch, amp=bf16, seed=seed, progress=sys.stderr.isatty()) | ({'lr': lr} if lr else {})
 
-def _image_losses(restorer, real, by): return None if restorer.arch=='CodeFormer' else dict(by=by) | ({} if real else dict(gan=0))
+def _image_losses(real, by): return dict(by=by) | ({} if real else dict(gan=0))
 
 PerceptualOption = Annotated[str, typer.Option(help="What compares what is seen: lpips (the paper's; needs its weights), or pd64, which comes along.")]
 
@@ -381,7 +381,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
     kw = _tuning(preset, iters, batch, lr, bf16, seed)
     try:
         r = _trainable(restorer, device, fidelity, out)
-        _say(save_restorer(tune_(r, photos, made, real, side or r.side, work, losses=_image_losses(r, real, perceptual), **kw), out))
+        _say(save_restorer(tune_(r, photos, made, real, side or r.side, work, losses=_image_losses(real, perceptual), **kw), out))
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
 @app.command()
@@ -400,7 +400,7 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     failed,p,kw = [],_prior(prior, device),_tuning(preset, iters, batch, lr, bf16, seed)
     try:
         r = _trainable(restorer, device, fidelity, out)
-        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(r, real, perceptual), **kw), out))
+        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual), **kw), out))
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 

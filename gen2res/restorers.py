@@ -25,7 +25,7 @@ from .restore import read_face
 from .train import Run, load_pictures, to_unit
 from .tune import album_hash, to_u8
 
-# %% ../nbs/12_restorers.ipynb #5c5044e0
+# %% ../nbs/12_restorers.ipynb #35556a88
 SIGNED = 'GFPGAN','RestoreFormer','CodeFormer' # architectures whose pixels are in [-1, 1] (their repositories' inference scripts)
 
 class RestorationModel:
@@ -51,7 +51,7 @@ class RestorationModel:
         up = lambda n: math.ceil(max(n, self.least)/self.multiple)*self.multiple
         return (max(up(h), up(w)),)*2 if self.square else (up(h), up(w))
 
-    def _fitted(self, y):
+    def fitted(self, y):
         "Enlarged, for a network of fixed or larger size (a face must fill it); else filled up to the next multiple."
         h,w = y.shape[-2:]; H,W = self._sides(h, w)
         if (H,W)==(h,w): return y,False
@@ -60,7 +60,7 @@ class RestorationModel:
 
     def forward(self, y):
         "With gradients, not clamped: what is trained."
-        (x,enlarged),(h,w) = self._fitted(y),[n*self.scale for n in y.shape[-2:]]
+        (x,enlarged),(h,w) = self.fitted(y),[n*self.scale for n in y.shape[-2:]]
         out = self._run(x)
         return F.interpolate(out, (h, w), mode='bicubic', antialias=True) if enlarged else out[..., :h, :w]
 
@@ -227,7 +227,7 @@ class ImageLosses:
         self.opt.zero_grad(set_to_none=True); loss.backward(); self.opt.step()
         return dict(D=loss.item())
 
-# %% ../nbs/12_restorers.ipynb #5f7a7e57
+# %% ../nbs/12_restorers.ipynb #80dd4b4f
 def codes(net, x): # CodeFormer, B x 3 x 512 x 512 in [-1, 1]
     "(logits B x places x words, encoder's features B x C x 16 x 16): CodeFormer without its decoder."
     z = net.encoder(x)
@@ -235,18 +235,20 @@ def codes(net, x): # CodeFormer, B x 3 x 512 x 512 in [-1, 1]
     for layer in net.ft_layers: q = layer(q, query_pos=place)
     return net.idx_pred_layer(q).permute(1,0,2),z
 
-class CodeLosses:
-    "Eq. 13: CodeFormer's features and code words; only its encoder and transformer are tuned."
-    PARTS = {'encoder': ('encoder.',), 'transformer': ('position_emb','feat_emb.','ft_layers.','idx_pred_layer.')}
-    def __init__(self, device, start, # CodeFormer before tuning
+class CodeLosses(ImageLosses):
+    "Eq. 13: CodeFormer's features and code words. Those of Eq. 6 join where the CFT is tuned, which the code words do not depend on."
+    PARTS = {'encoder': ('encoder.',), 'transformer': ('position_emb','feat_emb.','ft_layers.','idx_pred_layer.'), 'cft': ('fuse_convs_dict.',)}
+    def __init__(self, device, lr:float, start, # CodeFormer before tuning
                  token:float=.5, vqgan=None, # file of CodeFormer's first stage
-                 tuned=tuple(PARTS)): # which of PARTS (Table 5)
+                 tuned=('encoder','transformer'), # which of PARTS (Table 5)
+                 **image): # of ImageLosses, for 'cft'
+        if not {*tuned} <= {*self.PARTS}: raise ValueError(f'CodeFormer is tuned in {", ".join(self.PARTS)}; got {", ".join(tuned)}')
+        super().__init__(device, lr, **image if 'cft' in tuned else dict(l1=0., perceptual=0., gan=0.))
         self.token,self.tuned,self.encoder,self.quantize = token,tuple(tuned),copy.deepcopy(start.encoder),copy.deepcopy(start.quantize)
         if vqgan: self.encoder.load_state_dict({k.removeprefix('encoder.'): v for k,v in read_state(vqgan).items() if k.startswith('encoder.')})
         self.encoder.to(device).eval().requires_grad_(False)
 
-    def parts(self): return {}
-    def fixed(self): return dict(token=self.token, tuned=list(self.tuned))
+    def fixed(self): return super().fixed() | dict(token=self.token, tuned=list(self.tuned))
     def trained(self, model):
         starts = sum((self.PARTS[t] for t in self.tuned), ())
         return [p for k,p in model.named_parameters() if k.startswith(starts)]
@@ -258,14 +260,13 @@ class CodeLosses:
         return about['min_encoding_indices'].view(len(target), -1),q
 
     def __call__(self, restorer, y, target):
-        words,q = self.words(target)
-        logits,z = codes(restorer.model, y)
+        words,q = self.words(restorer.fitted(target)[0])
+        logits,z = codes(restorer.model, restorer.fitted(y)[0])
         terms = dict(feat=(z-q).pow(2).mean(), token=self.token*F.cross_entropy(logits.flatten(0, 1), words.flatten()))
-        return sum(terms.values()),terms,None
+        _,seen,x = super().__call__(restorer, y, target) if 'cft' in self.tuned else (0, {}, None)
+        return sum((terms | seen).values()),terms | seen,x
 
-    def after(self, x, real, lr): return {}
-
-# %% ../nbs/12_restorers.ipynb #8aed027b
+# %% ../nbs/12_restorers.ipynb #117d5cf2
 RESTORER_PRESETS = { # arguments of tune_restorer
     'paper':    dict(iters=20_000, batch=16, lr=1e-4, cosine=True, decay=1., floor=0.),  # DT-BFR, supplement C
     'released': dict(iters=20_000, batch=16, lr=2e-5, cosine=True, decay=1., floor=.25)} # the authors' released configuration: 2e-5 to 5e-6
@@ -284,9 +285,9 @@ class RestorerTuner(Run):
         torch.manual_seed(seed)
         self.restorer = copy.deepcopy(restorer); self.model = self.restorer.model.to(self.device).float().train()
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
-        make = partial(CodeLosses, start=self.model, vqgan=vqgan) if restorer.arch=='CodeFormer' else partial(ImageLosses, lr=lr)
-        self.losses = make(self.device, **(losses or {}))
-        if getattr(self.losses, 'gan', 0) and real is None: raise ValueError('the GAN loss compares with good photos: give `real`, or losses=dict(gan=0)')
+        make = partial(CodeLosses, start=self.model, vqgan=vqgan) if restorer.arch=='CodeFormer' else ImageLosses
+        self.losses = make(self.device, lr, **(losses or {}))
+        if self.losses.gan and real is None: raise ValueError('the GAN loss compares with good photos: give `real`, or losses=dict(gan=0)')
         self.model.requires_grad_(False)
         self.trained = [p.requires_grad_(True) for p in self.losses.trained(self.model)]
         if not self.trained: raise ValueError(f'{restorer.name}: has no weights that could be trained')

@@ -13,6 +13,15 @@ DATA = Path(__file__).parent/'data'
 @pytest.fixture(scope='session')
 def faces64(): return load_prior('faces64', device='cpu')
 
+@pytest.fixture(scope='session')
+def codeformer(tmp_path_factory):
+    "The file of a small untrained CodeFormer."
+    import torch
+    CodeFormer = pytest.importorskip('spandrel_extra_arches.architectures.CodeFormer').CodeFormer
+    torch.manual_seed(0); path = tmp_path_factory.mktemp('c')/'cf.pth'
+    torch.save(CodeFormer(dim_embd=32, n_head=8, n_layers=1, codebook_size=16).state_dict(), path)
+    return path
+
 @pytest.fixture
 def tiny():
     "An untrained prior of a few thousand weights, 16 px, that answers with something other than zero."

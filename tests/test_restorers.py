@@ -193,13 +193,6 @@ def test_pairs_by_name_and_clean_pictures_cut_like_their_photos(tmp_path):
 
 # -- CodeFormer ---------------------------------------------------------------
 
-@pytest.fixture(scope='module')
-def codeformer(tmp_path_factory):
-    CodeFormer = pytest.importorskip('spandrel_extra_arches.architectures.CodeFormer').CodeFormer
-    torch.manual_seed(0); path = tmp_path_factory.mktemp('c')/'cf.pth'
-    torch.save(CodeFormer(dim_embd=32, n_head=8, n_layers=1, codebook_size=16).state_dict(), path)
-    return path
-
 def test_codeformer(codeformer, tmp_path):
     r = load_restorer(codeformer, device='cpu'); y = pictures(1, 512)
     assert r.arch=='CodeFormer' and r.fidelity==.5 and r.square and r.multiple==512
@@ -209,12 +202,24 @@ def test_codeformer(codeformer, tmp_path):
     r.model.forward = lambda x, weight: seen.append(weight) or (x, None)
     r.fidelity = .8; r(y); assert seen==[.8]
 
-def test_codeformer_is_tuned_in_part(codeformer, tmp_path):
-    r = load_restorer(codeformer, device='cpu'); y = to_u8(pictures(1, 512))
-    tuned = tune_restorer(r, y, y, side=512, iters=1, batch=1, lr=1e-2, ema=0.)
-    moved = {k.split('.')[0] for (k,a),b in zip(r.model.state_dict().items(), tuned.model.state_dict().values()) if not torch.equal(a, b)}
-    assert moved=={'encoder','position_emb','feat_emb','ft_layers','idx_pred_layer'}
-    L = CodeLosses('cpu', r.model); words,q = L.words(y/127.5-1)
-    alone,both = CodeLosses('cpu', r.model, tuned=['encoder']).trained(r.model),L.trained(r.model)
-    assert 0<len(alone)<len(both) and len(alone)==len(list(r.model.encoder.parameters()))
+TRANSFORMER = {'position_emb','feat_emb','ft_layers','idx_pred_layer'}
+
+@pytest.mark.parametrize('side,losses,moved', [(512, {}, {'encoder'}|TRANSFORMER), (64, dict(tuned=['encoder','cft']), {'encoder','fuse_convs_dict'})])
+def test_codeformer_is_tuned_in_part(codeformer, side, losses, moved):
+    r = load_restorer(codeformer, device='cpu'); y = to_u8(pictures(1, side))
+    tuned = tune_restorer(r, y, y, real=y, side=side, iters=1, batch=1, lr=1e-2, ema=0., losses=losses)
+    assert {k.split('.')[0] for (k,a),b in zip(r.model.state_dict().items(), tuned.model.state_dict().values()) if not torch.equal(a, b)}==moved
+
+@torch.no_grad()
+def test_code_losses(codeformer):
+    r = load_restorer(codeformer, device='cpu'); y,x = pictures(1),pictures(1, seed=1)
+    L = CodeLosses('cpu', 1e-3, r.model); words,q = L.words(r.fitted(x)[0])
+    total,terms,out = L(r, y, x)
+    logits,z = codes(r.model, r.fitted(y)[0])
+    assert out is None and set(terms)=={'feat','token'} and torch.allclose(terms['feat'], (z-q).pow(2).mean()) and torch.allclose(total, sum(terms.values()))
+    assert torch.allclose(terms['token'], -.5*logits.log_softmax(-1).gather(-1, words[..., None]).mean(), atol=1e-5)
+    total,terms,out = CodeLosses('cpu', 1e-3, r.model, tuned=['cft'], gan=0)(r, y, x)
+    assert set(terms)=={'feat','token','l1','pd64'} and out.shape==y.shape and torch.allclose(terms['l1'], (out-x).abs().mean()) and torch.allclose(total, sum(terms.values()))
+    with pytest.raises(ValueError, match='tuned in encoder, transformer, cft; got decoder'): CodeLosses('cpu', 1e-3, r.model, tuned=['decoder'])
+    with pytest.raises(ValueError, match='give `real`'): tune_restorer(r, to_u8(y), to_u8(x), iters=1, losses=dict(tuned=['cft']))
     assert words.shape==(1,256) and torch.allclose(r.model.quantize.get_codebook_feat(words.flatten(), [1,16,16,256]), q, atol=1e-5)
