@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'Bench',
-           'Dask', 'load_faces', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo',
-           'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
+           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
-# %% ../nbs/16_bench.ipynb #4f9d81c0
+# %% ../nbs/16_bench.ipynb #3efb9ef7
 import copy, ctypes, gc, hashlib, math, pickle, random, re, statistics, sys, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -22,7 +22,7 @@ from .embedder import against, cross_video, embed, load_embedder, rank1, verific
 from .explore import among, do_jobs, export_sweep, local, read_job, read_rows
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
-from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, to_pil, to_tensor
+from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
 from .prior import best_device, load_prior
 from .restore import Restorer, restore
@@ -203,7 +203,7 @@ def _call(do, job): return do(job)
 
 ENGINES = {'local': lambda scheduler=None, **tls: local, 'dask': Dask}
 
-# %% ../nbs/16_bench.ipynb #5a3846b8
+# %% ../nbs/16_bench.ipynb #ed14f692
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -221,10 +221,32 @@ def load_faces(data, name) -> dict:
     except Exception as e: raise ImageError(f'{Path(data)/name}: not an .npz with an array "images" ({type(e).__name__})') from None
     return a | dict(images=torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1)
 
+def source(data, split:str, side:int) -> Path: # split: val, train or albums
+    "Where its pictures are: an .npz of the least side that will do, or a folder of files."
+    stem = split if split=='albums' else f'faces_{split}'
+    will_do = {int(n): p for p in Path(data).glob(f'{stem}_*.npz') if (n := p.stem.removeprefix(f'{stem}_')).isdigit() and int(n)>=side}
+    if will_do: return will_do[min(will_do)]
+    if (Path(data)/split).is_dir(): return Path(data)/split
+    raise ImageError(f'{data}: neither {stem}_{side}.npz nor a folder {split} of pictures')
+
+def portraits(data, split:str, side:int) -> dict:
+    "Pictures, N x 3 x side x side in [-1, 1], their `subject` and `video`. In a folder PERSON/OCCASION/FILE these are folders; a file on its own is a person, or an occasion."
+    p = source(data, split, side)
+    if p.suffix!='.npz': return _in_folders(p, side)
+    a = load_faces(data, p.name)
+    return a | dict(images=a['images'] if a['images'].shape[-1]==side else resize(a['images'], side).clamp(-1, 1))
+
+def _in_folders(folder, side):
+    files = list_images([folder, *sorted(d for d in folder.rglob('*') if d.is_dir())])
+    if not files: raise ImageError(f'{folder}: no pictures here')
+    parts = [p.relative_to(folder).with_suffix('').parts for p in files]
+    return dict(images=torch.cat([square(load_image(p), side) for p in files]), subject=np.array([p[0] for p in parts]), video=np.array([p[min(1, len(p)-1)] for p in parts]))
+
 @lru_cache
-def data_hash(data, names:tuple) -> str:
+def data_hash(data, names:tuple) -> str: # files and folders of the data folder
     "12 hex digits: which pictures were measured?"
-    return hashlib.sha256(b''.join((Path(data)/n).read_bytes() for n in names if (Path(data)/n).exists())).hexdigest()[:12]
+    inside = lambda p: sorted(q for q in p.rglob('*') if q.is_file()) if p.is_dir() else [p]*p.exists()
+    return hashlib.sha256(b''.join(p.read_bytes() for n in names for p in inside(Path(data)/n))).hexdigest()[:12]
 
 def sane(values, better) -> np.ndarray: # pictures x strengths -> pictures
     "Spearman's rank correlation of each picture's values with rising damage; +1: the sane order, 0 for constant values."

@@ -447,8 +447,8 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #63e5a9a9
-def _rows(what, data, work, prior, device, restorer, **kw): # kw: of Bench
+# %% ../nbs/18_cli.ipynb #7b8eb89c
+def _rows(what, data, work, prior, device, restorer, photos, iters, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
@@ -458,7 +458,7 @@ def _rows(what, data, work, prior, device, restorer, **kw): # kw: of Bench
     on = lambda bench, **of: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw, **of)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
-    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device)))
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device), n=photos, iters=iters))
     if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, kw['methods'] or ['plain'])
 
 def _engine(name, scheduler, ca, cert, key):
@@ -472,11 +472,13 @@ def _engine(name, scheduler, ca, cert, key):
 
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz.')]=None,
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
+          photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
+          iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 400; the paper has 20000.')]=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -491,7 +493,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, restorer, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
+    rows = _rows(what, data, work, prior, device, restorer, photos, iters, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')

@@ -3,7 +3,8 @@ import numpy as np, pytest, torch
 from gen2res import claims
 from gen2res.explore import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
 from gen2res.claims import CLAIMS, Claims, person, portrait, walks
-from gen2res.images import resize
+from gen2res.bench import portraits
+from gen2res.images import ImageError, resize, save_image
 from gen2res.restore import Restorer, restore
 
 @pytest.fixture
@@ -44,6 +45,16 @@ def test_album_and_queries_are_of_different_videos(data):
     a = np.load(data/'albums_128.npz'); images = torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1
     mine = lambda v: resize(images[torch.from_numpy((a['subject']=='b') & np.isin(a['video'], v))], 64).clamp(-1, 1)
     assert torch.equal(album, mine(['u','v'])) and torch.equal(truth[:2], mine(['w'])) and torch.equal(truth[2:4], truth[:2]) and len(truth)==5 and not torch.equal(y[0], y[2]) and y.shape==truth.shape and not torch.equal(y, truth)
+
+def test_albums_in_folders(tmp_path):
+    one = lambda shade: torch.full((1,3,24,20), shade)
+    for who,files in (('ann', ['june/1', 'june/2', 'may/1']), ('bob', ['1', '2'])):
+        for i,f in enumerate(files): save_image(one(i/4), tmp_path/'albums'/who/f'{f}.png')
+    for i in range(2): save_image(one(-.5), tmp_path/'val'/f'{i}.png')
+    _,truth,album = person(tmp_path, 0, 'small', 32); assert truth.shape==(5,3,32,32) and album.mean((1,2,3)).tolist()==pytest.approx([0, .25], abs=.01) and truth[0].mean()==pytest.approx(.5, abs=.01)
+    _,truth,album = person(tmp_path, 1, 'small', 32); assert len(album)==1 and truth[0].mean()==pytest.approx(.25, abs=.01)    # no occasions: the last picture is the photo
+    assert portrait(tmp_path, 1, 'jpeg', 32)[0].shape==(1,3,32,32)
+    with pytest.raises(ImageError, match='neither faces_train_32.npz nor a folder train'): portraits(tmp_path, 'train', 32)
 
 def test_a_portrait_is_always_damaged_alike(data):
     assert torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'jpeg')[0]) and not torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'small')[0])
