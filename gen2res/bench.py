@@ -203,7 +203,7 @@ def _call(do, job): return do(job)
 
 ENGINES = {'local': lambda scheduler=None, **tls: local, 'dask': Dask}
 
-# %% ../nbs/16_bench.ipynb #ed14f692
+# %% ../nbs/16_bench.ipynb #2d355da1
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -221,9 +221,9 @@ def load_faces(data, name) -> dict:
     except Exception as e: raise ImageError(f'{Path(data)/name}: not an .npz with an array "images" ({type(e).__name__})') from None
     return a | dict(images=torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1)
 
-def source(data, split:str, side:int) -> Path: # split: val, train or albums
+def source(data, split:str, side:int) -> Path: # split: val, train, albums, cats
     "Where its pictures are: an .npz of the least side that will do, or a folder of files."
-    stem = split if split=='albums' else f'faces_{split}'
+    stem = f'faces_{split}' if split in ('val', 'train') else split
     will_do = {int(n): p for p in Path(data).glob(f'{stem}_*.npz') if (n := p.stem.removeprefix(f'{stem}_')).isdigit() and int(n)>=side}
     if will_do: return will_do[min(will_do)]
     if (Path(data)/split).is_dir(): return Path(data)/split
