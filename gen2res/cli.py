@@ -447,8 +447,8 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #7b8eb89c
-def _rows(what, data, work, prior, device, restorer, photos, iters, **kw): # kw: of Bench
+# %% ../nbs/18_cli.ipynb #be5ccedf
+def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
@@ -458,7 +458,7 @@ def _rows(what, data, work, prior, device, restorer, photos, iters, **kw): # kw:
     on = lambda bench, **of: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw, **of)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
-    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device), n=photos, iters=iters))
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device), n=photos, iters=iters, batch=batch))
     if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, kw['methods'] or ['plain'])
 
 def _engine(name, scheduler, ca, cert, key):
@@ -479,6 +479,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
           iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 400; the paper has 20000.')]=None,
+          batch: Annotated[Optional[int], typer.Option(min=1, help='For tables: photos per iteration. Default 16, as in the paper; fewer where memory is short.')]=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -493,7 +494,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
     from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, restorer, photos, iters, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
+    rows = _rows(what, data, work, prior, device, restorer, photos, iters, batch, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')

@@ -25,7 +25,7 @@ from .restore import read_face
 from .train import Run, load_pictures, to_unit
 from .tune import album_hash, to_u8
 
-# %% ../nbs/12_restorers.ipynb #35556a88
+# %% ../nbs/12_restorers.ipynb #5e664759
 SIGNED = 'GFPGAN','RestoreFormer','CodeFormer' # architectures whose pixels are in [-1, 1] (their repositories' inference scripts)
 
 class RestorationModel:
@@ -61,7 +61,7 @@ class RestorationModel:
     def forward(self, y):
         "With gradients, not clamped: what is trained."
         (x,enlarged),(h,w) = self.fitted(y),[n*self.scale for n in y.shape[-2:]]
-        out = self._run(x)
+        out = self._run(x).float()                                               # enlarging is not there in bf16
         return F.interpolate(out, (h, w), mode='bicubic', antialias=True) if enlarged else out[..., :h, :w]
 
     def _run(self, x):

@@ -39,15 +39,15 @@ def photos(data, kind:str, split:str, n:int|None=None, side:int=64) -> tuple: # 
     scale,level = kind.split()
     return degrade(truth, f'camera:{level}', seeds=0 if split=='val' else 10_000, scale=float(scale)),truth
 
-# %% ../nbs/21_tables.ipynb #efb049a4
+# %% ../nbs/21_tables.ipynb #5e7b0c0f
 N_PHOTOS = 500
 TUNING = dict(iters=400, batch=16, lr=1e-4, cosine=True, decay=1., amp=True, ema=.99)
 
 class Tables(Bench):
     "The bench of this page: what a restorer, targets and tuned restorers make of photos."
-    def __init__(self, data, prior, work, restorer=None, n:int|None=None, iters:int|None=None, **kw): # n: unlabelled photos; iters: of the tuning; None: as on this page; kw: of Bench
+    def __init__(self, data, prior, work, restorer=None, n:int|None=None, iters:int|None=None, batch:int|None=None, **kw): # n: unlabelled photos; iters, batch: of the tuning; None: as on this page; kw: of Bench
         super().__init__(data, prior, work, **kw)
-        self.restorer,self.n,self.tuning = restorer or load_restorer('swinir64', prior.device),n or N_PHOTOS,TUNING | (dict(iters=iters) if iters else {})
+        self.restorer,self.n,self.tuning = restorer or load_restorer('swinir64', prior.device),n or N_PHOTOS,TUNING | {k: v for k,v in dict(iters=iters, batch=batch).items() if v}
         files = tuple(source(data, s, prior.side).name for s in ('val', 'train'))
         self.ids = dict(prior=prior.fingerprint(), restorer=weights_hash(self.restorer.model), data=data_hash(data, files))
 
