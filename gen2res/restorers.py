@@ -266,7 +266,7 @@ class CodeLosses(ImageLosses):
         _,seen,x = super().__call__(restorer, y, target) if 'cft' in self.tuned else (0, {}, None)
         return sum((terms | seen).values()),terms | seen,x
 
-# %% ../nbs/12_restorers.ipynb #117d5cf2
+# %% ../nbs/12_restorers.ipynb #8bc18b89
 RESTORER_PRESETS = { # arguments of tune_restorer
     'paper':    dict(iters=20_000, batch=16, lr=1e-4, cosine=True, decay=1., floor=0.),  # DT-BFR, supplement C
     'released': dict(iters=20_000, batch=16, lr=2e-5, cosine=True, decay=1., floor=.25)} # the authors' released configuration: 2e-5 to 5e-6
@@ -277,9 +277,8 @@ class RestorerTuner(Run):
                  real=None, # N x 3 x S x S, uint8: good photos for the discriminator
                  out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, val=None, # val: (photos, truths) to measure on
                  amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, **kw): # losses: arguments of ImageLosses or CodeLosses; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
-        from accelerate import Accelerator
         super().__init__(out, iters, lr, seed=seed, ema=ema, **kw)
-        self.accelerator = Accelerator(device_placement=False)                # the restorer says where
+        if self.team.num_processes>1: raise ValueError('a restorer is tuned by one process; start it without accelerate launch')
         self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = restorer.device,pairs,real,batch,val,amp,flips,restorer.name
         self.data,self.side = data,side
         torch.manual_seed(seed)
@@ -312,7 +311,7 @@ class RestorerTuner(Run):
         for group in self.opt.param_groups: group['lr'] = lr
         y,x,real = self.batch_at(self.it)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): loss,self.terms,out = self.losses(self.restorer, y, x)
-        self.opt.zero_grad(set_to_none=True); self.accelerator.backward(self.checked(loss))
+        self.opt.zero_grad(set_to_none=True); self.checked(loss).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): self.terms |= self.losses.after(out, real, lr)

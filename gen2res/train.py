@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
-           'small_arch', 'Run', 'Trainer']
+           'small_arch', 'team', 'Run', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, json, math, time
@@ -91,11 +91,16 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
-# %% ../nbs/17_train.ipynb #2bf81ea5
+# %% ../nbs/17_train.ipynb #f3f0fc11
 def _iteration(line) -> float:
     "Of a line of the log; never, if it was cut off in writing."
     try: return json.loads(line)['it']
     except (ValueError, KeyError, TypeError): return math.inf
+
+def team():
+    "The processes that train together: as many as `accelerate launch` or `torchrun` started."
+    from accelerate import Accelerator
+    return Accelerator(device_placement=False)
 
 class Run:
     "A training that survives being killed: its state, its log and its progress. What is trained, and on what, its subclasses say."
@@ -107,7 +112,7 @@ class Run:
                  save_seconds:float=150.): # a killed run loses at most this much
         if iters<1: raise ValueError(f'nothing to train: {iters} iterations')
         self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
-        self.out = out and Path(out)
+        self.out,self.team = out and Path(out),team()
         if out: self.out.mkdir(parents=True, exist_ok=True)
 
     # -- what a subclass says --------------------------------------------------
@@ -128,15 +133,18 @@ class Run:
         with atomic(self.state_file) as f: torch.save(state | dict(it=self.it, best=self.best, spent=self.spent, fixed=self.fixed()), f)
 
     def resume(self):
-        "Continue from out/state.pt if it is there and of the same run."
-        if not self.out or not self.state_file.exists(): return
+        "Continue from out/state.pt if it is there and of the same run. From here on the first of a team alone writes."
+        if self.out and self.state_file.exists(): self._resume()
+        if not self.team.is_main_process: self.out = None
+
+    def _resume(self):
         try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
         except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
         other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, v)!=v]
         if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
         for k,v in self.parts().items(): v.load_state_dict(s[k])
         self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
-        self._trim_log()
+        if self.team.is_main_process: self._trim_log()
 
     def _trim_log(self):
         "Forget what was logged after the state that is resumed."
@@ -153,13 +161,25 @@ class Run:
         return self.lr*min(1, (it+1)/max(1, self.warmup))*(self.floor+(1-self.floor)*fall)
 
     def seeds_at(self, it):
-        "A generator for the batch of iteration `it`, and the global one (dropout) likewise: functions of the seed and `it` alone."
-        torch.manual_seed(self.seed*1_000_003+it)
+        "A generator for the batch of iteration `it`, the same for the whole team, and the global one (dropout), each its own: functions of the seed and `it` alone."
+        torch.manual_seed(self.seed*1_000_003+it + (self.team.process_index<<40))
         return torch.Generator().manual_seed(self.seed*1_000_003+it)
 
     def checked(self, loss):
         if not loss.isfinite(): raise ValueError(f'{self.out or self.name}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
         return loss
+
+    def share(self, batch): # of tensors, or None
+        "What this process of the team does of a batch."
+        n = self.team.num_processes
+        if len(batch[0])%n: raise ValueError(f'a batch of {len(batch[0])} cannot be shared by {n} processes; choose a multiple of {n}')
+        return [v if v is None else v[self.team.process_index::n] for v in batch]
+
+    def together(self, params, loss):
+        "Gradients and loss become the mean of the team's."
+        if self.team.num_processes==1: return loss
+        for p in params: p.grad = self.team.reduce(p.grad, 'mean')
+        return self.team.reduce(loss, 'mean')
 
     @torch.no_grad()
     def average(self, avg, model):
@@ -180,17 +200,19 @@ class Run:
         "Train to `iters`; returns what `finish` returns."
         losses,saved = [],time.time()
         start = saved-self.spent
-        for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not progress, unit='it'):
+        first = self.team.is_main_process
+        for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not (progress and first), unit='it'):
             losses.append(self.step())
             self.spent = time.time()-start
             if callback: callback(self, losses[-1])
-            if self.log_every and self.it%self.log_every==0: self.log(losses); losses = []
-            if self.sample_every and self.it%self.sample_every==0: self.sheet()
+            if self.log_every and first and self.it%self.log_every==0: self.log(losses); losses = []
+            if self.sample_every and first and self.it%self.sample_every==0: self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
-        self.save()
-        return self.finish()
+        self.save(); result = self.finish()
+        self.team.wait_for_everyone()
+        return result
 
-# %% ../nbs/17_train.ipynb #e58c6911
+# %% ../nbs/17_train.ipynb #b75d9bc4
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
 class Trainer(Run):
@@ -213,7 +235,7 @@ class Trainer(Run):
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = self._optimizer()
-        self.net = torch.compile(self.model) if compile else self.model
+        self.net,self.at_once = torch.compile(self.model) if compile else self.model,batch
         self.resume()
 
     def _network(self):
@@ -248,13 +270,33 @@ class Trainer(Run):
         "The network in bf16, its answer in float32."
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
 
+    def _part(self, x0, t, noise, of:int):
+        "Gradients of some pictures `of` a batch; their part of its loss."
+        x_t = self.schedule.diffuse(x0, t, noise)
+        loss = diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).sum()/of
+        loss.backward()
+        return loss.detach()
+
+    def backward(self, batch):
+        "Gradients of a batch, in parts that fit into memory; its loss."
+        while True:
+            self.opt.zero_grad(set_to_none=True)
+            try: return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
+            except torch.OutOfMemoryError:
+                if not self._thriftier(): raise
+            torch.cuda.empty_cache()
+
+    def _thriftier(self) -> bool:
+        "First compute activations twice instead of keeping them, then halve what is done at once."
+        if not self.model.c.use_checkpoint: self.model.c.use_checkpoint = True; return True
+        self.at_once //= 2
+        return self.at_once>0
+
     def step(self) -> float:
         for group in self.opt.param_groups: group['lr'] = self.lr_at(self.it)
-        x0,t,noise = self.batch_at(self.it)
-        x_t = self.schedule.diffuse(x0, t, noise)
-        loss = self.checked(diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).mean())
-        self.opt.zero_grad(set_to_none=True); loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        loss = self.checked(self.together(trained, self.backward(self.share(self.batch_at(self.it)))))
+        torch.nn.utils.clip_grad_norm_(trained, 1.)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
         return loss.item()
 
