@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
-           'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'Bench',
-           'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
-           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
+           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Bench', 'Dask', 'load_faces',
+           'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo',
+           'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
-# %% ../nbs/16_bench.ipynb #3efb9ef7
+# %% ../nbs/16_bench.ipynb #b4af2108
 import copy, ctypes, gc, hashlib, math, pickle, random, re, statistics, sys, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-from .album import generative_album
+from .album import album_K, generative_album
+from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
@@ -24,10 +26,14 @@ from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
-from .prior import best_device, load_prior
-from .restore import Restorer, restore
+from .prior import Prior, best_device, load_prior
+from .pseudo import pseudo_numbers
+from .restore import Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
-from .tune import PRESETS, tune
+from .schedule import Schedule
+from .train import diffusion_loss
+from .tune import PRESETS, Tuner, tune
+from .unet import FAMILIES, UNet
 
 # %% ../nbs/16_bench.ipynb #252096a6
 def timed(f):
@@ -151,6 +157,82 @@ def cost_figure(rows):
     _bars(a, rows, 'equivalents', 'passes forward, or as much'); _bars(b, rows, 'seconds', 'seconds on this machine')
     a.legend(fontsize=8)
     return fig
+
+# %% ../nbs/16_bench.ipynb #5bde1ea6
+def plain_step(prior, x, t, s, noise, y=None, scale:float=.3):
+    "One step of the published sampler, 1 x 3 x S x S. y: the photo to guide to (Eq. 6)."
+    with torch.set_grad_enabled(y is not None):
+        x = x.detach().requires_grad_(y is not None)
+        eps,*v = prior.model(x, torch.full((1,), t, device=x.device)).split(3, 1)
+        x0 = prior.schedule.predict_x0(x, t, eps).clamp(-1, 1)
+        c0,ct,small,beta = prior.schedule.posterior(t, s)
+        std = torch.exp(.25*((v[0]+1)*math.log(beta) + (1-v[0])*math.log(small))) if v else math.sqrt(small)
+        out = c0*x0 + ct*x + std*noise
+        return (out if y is None else out - scale*torch.autograd.grad((y-x0).norm(), x)[0]).detach()
+
+def plain_training(prior, x0):
+    "A function that does one iteration of the published tuning."
+    net = copy.deepcopy(prior.model).train().requires_grad_(True); opt = torch.optim.Adam(net.parameters(), 1e-5)
+    def once():
+        t,noise = torch.randint(0, prior.schedule.T, (len(x0),)).to(x0.device),torch.randn_like(x0)
+        x_t = prior.schedule.diffuse(x0, t, noise)
+        opt.zero_grad(); diffusion_loss(prior.schedule, net(x_t, t), x0, x_t, t, noise).mean().backward(); opt.step()
+    return once
+
+# %% ../nbs/16_bench.ipynb #62d68ffe
+def made_up(family:str, seed:int=0) -> Prior: # of FAMILIES
+    "A prior of a published shape with weights of no meaning: as slow as the real one."
+    if family not in FAMILIES: raise ValueError(f'no shape {family!r}; there are: {", ".join(FAMILIES)}')
+    with torch.random.fork_rng(): torch.manual_seed(seed); net = UNet(**FAMILIES[family])
+    for k,p in net.named_parameters():
+        if not p.any() and p.ndim>1: torch.nn.init.normal_(p, std=.02, generator=torch.Generator().manual_seed(seed))   # else it would answer nothing
+    return Prior(net.eval().requires_grad_(False), Schedule.linear(), net.config['image_size'], 'learned', family)
+
+def _quick(prior):
+    quick = copy.copy(prior); quick.bf16 = True
+    return quick
+
+def _steps(prior, y, n:int, guided:bool, t=300): # n pictures at a time
+    "(seconds of a step written down plainly, and of ours, a picture), as functions without arguments."
+    quick,many,noise = _quick(prior),y.expand(n, -1, -1, -1),torch.randn_like(y)
+    on = [Guide(many, .3)] if guided else []
+    return lambda: plain_step(prior, y, t, t-1, noise, y if guided else None),lambda: denoise(quick, many, [t], on)
+
+def _trainings(prior, y, batch:int):
+    "The same of an iteration."
+    many = y.expand(batch, -1, -1, -1)
+    return plain_training(prior, many),Tuner(prior, many, dropout=0., out=None, iters=10**6, batch=batch, lr=1e-5, amp=True).step
+
+def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
+    "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
+    y = astronaut(prior.side).to(prior.device); n = at_once or (4 if prior.device.type=='cpu' else 16)
+    step = lambda n, guided: [s/k for s,k in zip(alternate(*_steps(prior, y, n, guided), rounds=rounds), (1, n))]
+    return dict(step=step(n, False), alone=step(1, False), guided=step(n, True), training=alternate(*_trainings(prior, y, batch), rounds=rounds))
+
+def plan_seconds(r, which:int, prior, album, tuning, steps) -> float: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
+    "Album, tuning and walk, reckoned from rates."
+    walk = len(prior.schedule.timesteps(album_K(prior), album.get('steps'))); guided = walk//album['every']
+    drawn = album['n']*((walk-guided)*r['step'][which] + guided*r['guided'][which])
+    return drawn + tuning['iters']*r['training'][which] + (steps or paper_K(prior))*r['alone'][which]
+
+def nearness(prior, steps:int=4) -> float:
+    "dB between a walk written down plainly and ours, with the same noise."
+    y = astronaut(prior.side).to(prior.device); ts = prior.schedule.timesteps(album_K(prior), steps)
+    noise = [torch.randn(y.shape, generator=torch.Generator().manual_seed(i)).to(y) for i in range(steps+1)]
+    x = start = prior.schedule.diffuse(y, ts[0], noise[-1])
+    for t,s,e in zip(ts, ts[1:], noise): x = plain_step(prior, x, t, s, e)
+    last,given = [],iter(noise); denoise(_quick(prior), start, ts, rng=lambda x: next(given), callback=lambda st: last.append(st.x))
+    return metric('psnr')(x.clamp(-1, 1).cpu(), last[-1].clamp(-1, 1).cpu()).item()
+
+def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
+    "Lines of text: the rates, and what each plan would take here."
+    r = rates(prior, at_once, rounds); seconds = lambda which, plan: plan_seconds(r, which, prior, *PLANS[plan])
+    for name,(a,b) in r.items(): yield f'{name:9} plain {a:9.3f} s   ours {b:9.3f} s   {a/b:5.2f} times as fast'
+    yield f'the same pictures to {nearness(prior):.1f} dB'
+    slow,same,fast = seconds(0, 'paper'),seconds(1, 'paper'),seconds(1, 'fast')
+    yield f'the paper\'s plan: plain {slow/60:.1f} min, ours {same/60:.1f} min ({slow/same:.2f} times as fast); the fast plan {fast/60:.1f} min'
+    walk = PLANS['fast'][2]; targets = pseudo_numbers(prior)['steps']
+    yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
 
 # %% ../nbs/16_bench.ipynb #7a406ad7
 class Bench:
@@ -354,7 +436,7 @@ def sharpness_kept(data):
             ratios.append([_fine(out, f, c)/_fine(y, f, c) for c in (8, 16, 32)])
         for c,v in zip((8, 16, 32), np.array(ratios).T): yield dict(damage=name, finer_than=c, least=f'{v.min():.3f}', mean=f'{v.mean():.3f}', n=len(v))
 
-# %% ../nbs/16_bench.ipynb #6524d050
+# %% ../nbs/16_bench.ipynb #e3d4b517
 def pixels(x):
     g = x.mean(1).flatten(1)
     return F.normalize(g-g.mean(1, keepdim=True), dim=1)
@@ -408,5 +490,5 @@ def identity_test(data, resamples:int=100):
     for query in ('', 'camera', 'small', 'old'): yield from _across_videos(albums, query, resamples)
     for query in QUERIES: yield from _damaged_copies(val, query)
 
-BENCHES = {'loop': loop_overhead, 'speed': speed, 'times': lambda prior: metric_times()} # lines of text, about this machine
+BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'times': lambda prior: metric_times()} # lines of text, about this machine
 MEASURES = {'metrics': metric_order, 'identity': identity_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept} # rows of a table, about a data folder

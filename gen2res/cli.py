@@ -447,7 +447,7 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #be5ccedf
+# %% ../nbs/18_cli.ipynb #37cc9bfe
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -470,12 +470,18 @@ def _engine(name, scheduler, ca, cert, key):
     try: return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
     except ValueError as e: stop(e)
 
+def _shaped(family, device):
+    from gen2res.bench import made_up
+    from gen2res.prior import best_device
+    return made_up(family).to(device or best_device())
+
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
+          shape: Annotated[Optional[str], typer.Option(help='For loop, speed and plans: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
           iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 400; the paper has 20000.')]=None,
@@ -505,7 +511,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     elif what in BENCHES:
         if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
         try:
-            for line in BENCHES[what](_prior(prior, device), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
+            for line in BENCHES[what](_shaped(shape, device) if shape else _prior(prior, device), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
         except (OSError, ValueError, RuntimeError) as e: stop(str(e).splitlines()[0])
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')
 

@@ -2,6 +2,9 @@
 import csv
 import numpy as np, pytest, torch
 from typer.testing import CliRunner
+from gen2res import bench
+from gen2res.constraints import Guide
+from gen2res.sample import denoise
 from gen2res.bench import DESCRIPTORS, LADDERS, QUERIES, identity_test, load_faces, metric_order, metric_times, sane
 from gen2res.explore import save_rows
 from gen2res.cli import app
@@ -56,7 +59,7 @@ def test_table_is_whole_or_not_there(tmp_path):
 def test_command(data, tmp_path):
     r = CliRunner().invoke(app, ['bench', 'metrics']); assert r.exit_code==2 and '--data' in r.stderr
     r = CliRunner().invoke(app, ['bench', 'identity', '--data', str(tmp_path/'none')]); assert r.exit_code==2 and len(r.stderr.strip().split('\n'))==1
-    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, times, metrics, identity' in r.stderr
+    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, plans, times, metrics, identity' in r.stderr
 
 def test_passes_are_counted(tiny, monkeypatch):
     from gen2res import bench
@@ -72,3 +75,35 @@ def test_passes_are_counted(tiny, monkeypatch):
     assert [(by[s]['forwards'], by[s]['backwards']) for s in ('album','tuning','sampling')]==[(48, 24), (8, 8), (3, 0)]
     assert by['album']['done']==by['tuning']['done']==.5 and all(r['seconds']>0 and r['over_bare']>0 for r in rows)
     widths = [b.get_width() for b in cost_figure(rows).axes[0].patches]; assert widths==[96, 24, 3]
+
+# -- the papers' plans at their own sizes ------------------------------------------------------------------------
+
+@pytest.mark.parametrize('guided', [False, True])
+@pytest.mark.parametrize('kind', ['learned', 'fixed'])
+def test_the_plainly_written_step_is_ours(kind, guided, tiny, faces64):
+    prior = tiny if kind=='learned' else faces64
+    x,y,e = (torch.randn(1,3,prior.side,prior.side, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    ours = []
+    denoise(prior, x, [300, 299], [Guide(y, .3)] if guided else [], rng=lambda x: e, callback=lambda st: ours.append(st.x))
+    assert torch.allclose(bench.plain_step(prior, x, 300, 299, e, y if guided else None), ours[1], atol=1e-5)
+
+def test_the_plainly_written_training_learns(tiny):
+    before = [p.clone() for p in tiny.model.parameters()]; once = bench.plain_training(tiny, torch.zeros(2,3,16,16))
+    once(); assert all(torch.equal(a, b) for a,b in zip(before, tiny.model.parameters()))            # a copy is trained
+    net = next(c.cell_contents for c in once.__closure__ if isinstance(c.cell_contents, torch.nn.Module))
+    assert any(not torch.equal(a, b) for a,b in zip(before, net.parameters()))
+
+def test_plans_are_reckoned_from_rates(faces64):
+    r = dict(step=(2., 1.), alone=(3., 1.), guided=(10., 5.), training=(100., 10.))
+    plan = (dict(n=2, every=5, steps=50), dict(iters=7), 20)
+    assert bench.plan_seconds(r, 0, faces64, *plan)==2*(40*2+10*10) + 7*100 + 20*3 and bench.plan_seconds(r, 1, faces64, *plan)==2*(40+50) + 70 + 20
+
+def test_plans(tiny):
+    lines = list(bench.plans(tiny, at_once=2, rounds=1))
+    assert len(lines)==7 and all('times as fast' in l for l in lines[:4]) and lines[4].startswith('the same pictures to') and '2500 pseudo targets' in lines[6]
+
+def test_shapes_with_made_up_weights(monkeypatch):
+    monkeypatch.setitem(bench.FAMILIES, 'small', dict(image_size=16, model_channels=32, num_res_blocks=1, channel_mult=[1,2], attention_pixels=[8], num_heads=1))
+    a,b = bench.made_up('small'),bench.made_up('small')
+    assert a.fingerprint()==b.fingerprint() and a.side==16 and a.variance=='learned' and a(torch.randn(1,3,16,16), 500).eps.std()>.01
+    with pytest.raises(ValueError, match='no shape .large.; there are: gen2res-256'): bench.made_up('large')
