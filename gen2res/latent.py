@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'LatentPrior', 'Autoencoder', 'load_autoencoder']
 
-# %% ../nbs/24_latent.ipynb #6edc70f7
-import hashlib
+# %% ../nbs/24_latent.ipynb #852528ab
+import copy, hashlib
 from pathlib import Path
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ class LatentPrior(Prior):
         self.autoencoder.save(folder/'vae', dtype)
         return folder
 
-# %% ../nbs/24_latent.ipynb #8e04ca80
+# %% ../nbs/24_latent.ipynb #011d8f23
 KINDS = {'AutoencoderKL': .18215, 'VQModel': 1.} # scaling_factor of a configuration that does not say
 
 class Autoencoder(nn.Module):
@@ -65,10 +65,9 @@ class Autoencoder(nn.Module):
     def decode(self, z): return self.net.decode(z/self.scaling).sample
 
     def save(self, folder, dtype=torch.float32):
-        self.net.register_to_config(scaling_factor=self.scaling.item())
-        kept = self.net.dtype
-        self.net.to(dtype).save_pretrained(folder)
-        self.net.to(kept)
+        net = nn.Module.to(copy.deepcopy(self.net), dtype)              # that of diffusers warns of a list that is empty
+        net.register_to_config(scaling_factor=self.scaling.item())
+        net.save_pretrained(folder)
 
 def load_autoencoder(folder) -> Autoencoder: # the prior's; on the CPU
     "The autoencoder beside a prior. Raises PriorError."

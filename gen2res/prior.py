@@ -245,7 +245,7 @@ def autoencoder_of(folder) -> Path|None:
     "Where a prior's folder keeps its autoencoder, if it is a prior of codes."
     return _part(Path(folder), ('vae', 'vqvae'), 'config.json')
 
-# %% ../nbs/03_prior.ipynb #22d30f5a
+# %% ../nbs/03_prior.ipynb #733c6e34
 VARIANCES = {'fixed_small': 'fixed_small', 'fixed_small_log': 'fixed_small', 'fixed_large': 'fixed_large', 'fixed_large_log': 'fixed_large', 'learned_range': 'learned'}
 
 def diffusers_schedule(cfg:dict, where='scheduler_config.json'):
@@ -270,6 +270,7 @@ def pretrained(kind, folder):
     except Exception as e: raise PriorError(f'{folder}: no readable {kind.__name__} ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
     odd = sorted(str(k) for v in info.values() for k in v)
     if odd: raise PriorError(f'{folder}: {len(odd)} tensors do not fit its configuration (for example {odd[0]})')
+    for v in (*net.parameters(), *net.buffers()): v.data = v.data.clone()  # out of the mapped file into aligned memory, where arithmetic is the same to the last bit as after a round trip
     return net.float().eval().requires_grad_(False)
 
 def _unconditional(cfg, where):
