@@ -48,7 +48,7 @@ class LatentPrior(Prior):
         self.autoencoder.save(folder/'vae', dtype)
         return folder
 
-# %% ../nbs/24_latent.ipynb #011d8f23
+# %% ../nbs/24_latent.ipynb #4d4b38b4
 KINDS = {'AutoencoderKL': .18215, 'VQModel': 1.} # scaling_factor of a configuration that does not say
 
 class Autoencoder(nn.Module):
@@ -76,4 +76,4 @@ def load_autoencoder(folder) -> Autoencoder: # the prior's; on the CPU
     cfg = _read_json(at/'config.json'); kind = cfg.get('_class_name')
     if kind not in KINDS: raise PriorError(f'{at}: its autoencoder is a {kind}; known: {", ".join(KINDS)}')
     if cfg.get('shift_factor') or cfg.get('latents_mean'): raise PriorError(f'{at}: its codes are shifted (shift_factor, latents_mean), which is not supported')
-    return Autoencoder(pretrained(getattr(_diffusers(at), kind), at), cfg.get('scaling_factor') or KINDS[kind])
+    return Autoencoder(pretrained(getattr(_diffusers(at), kind), at), cfg.get('scaling_factor') or KINDS[kind]).eval().requires_grad_(False)
