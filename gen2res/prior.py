@@ -245,7 +245,7 @@ def autoencoder_of(folder) -> Path|None:
     "Where a prior's folder keeps its autoencoder, if it is a prior of codes."
     return _part(Path(folder), ('vae', 'vqvae'), 'config.json')
 
-# %% ../nbs/03_prior.ipynb #7073bd58
+# %% ../nbs/03_prior.ipynb #8d4ba020
 WEIGHTS = 'model.safetensors', 'diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin' # ours, and those of diffusers
 VARIANCES = {'fixed_small': 'fixed_small', 'fixed_small_log': 'fixed_small', 'fixed_large': 'fixed_large', 'fixed_large_log': 'fixed_large', 'learned_range': 'learned'}
 
@@ -294,6 +294,7 @@ def from_diffusers(folder, # with config.json or unet/config.json, and scheduler
     schedule,variance = diffusers_schedule(scheduler, noise/'scheduler_config.json')
     net = DiffusersUNet(pretrained(_diffusers(folder).UNet2DModel, at)).eval().requires_grad_(False)
     learned = net.config['out_channels']==2*net.config['in_channels']
+    if variance=='learned' and not learned: raise PriorError(f'{folder}: its scheduler wants a learned variance, and its network does not answer with one')
     return Prior(net, schedule, cfg['sample_size'], 'learned' if learned else variance, name or folder.resolve().name, {'scheduler': scheduler})
 
 # %% ../nbs/03_prior.ipynb #e745dfcb
@@ -340,7 +341,7 @@ def where_is(name:str) -> Path|None:
     "Local path of a named prior, if it is here already."
     return shipped(name) or (cache_path(name) if cache_path(name).exists() else None)
 
-# %% ../nbs/03_prior.ipynb #8a9b2b28
+# %% ../nbs/03_prior.ipynb #e04b44c4
 def online() -> bool: return os.environ.get('HF_HUB_OFFLINE', '0').upper() not in ('1', 'TRUE', 'YES', 'ON')
 
 def sha256_of(path) -> str: # hex digits
@@ -351,9 +352,10 @@ def _continue(url, part):
     try:
         with open(part, 'ab') as f: http_get(url, f, resume_size=f.tell(), displayed_filename=part.stem)
     except Exception as err:   # what a broken network raises depends on the client that huggingface_hub stands on
+        got,why = part.stat().st_size,(str(err) or type(err).__name__).splitlines()[0][:80]
         refused = getattr(getattr(err, 'response', None), 'status_code', None)==416
-        if refused or not part.stat().st_size: part.unlink()
-        raise OSError((str(err) or type(err).__name__).splitlines()[0][:80]) from None
+        if refused or not got: part.unlink(); raise OSError(why) from None
+        raise OSError(f'{why}; {got/1e6:.0f} MB are kept, and the next try goes on from there') from None
 
 def _complete(part, mb, sha256):
     "The partial file, if it is what was published; else it is removed."
@@ -372,7 +374,7 @@ def fetch(url, to, mb, sha256=None) -> Path: # size in MB, as published
             if to.exists(): return to
             _continue(url, part)
             return _complete(part, mb, sha256).replace(to)
-        except OSError as err: raise OSError(f'download failed ({err}); try again and it goes on where it stopped, or put {url} ({mb} MB) at {to}') from None
+        except OSError as err: raise OSError(f'download failed ({err}); try again, or put {url} ({mb} MB) at {to}') from None
 
 def _fetch(name):
     "Download a named prior to the cache, or say how to get it."

@@ -115,6 +115,7 @@ def test_variances_of_diffusers(tmp_path, variance, ours):
     (lambda d: (d/'scheduler/scheduler_config.json').unlink(), 'no scheduler_config.json'),
     (lambda d: (d/'scheduler/scheduler_config.json').write_text(json.dumps({**NOISE, 'prediction_type': 'v_prediction'})), "'v_prediction'; only priors that predict the noise"),
     (lambda d: (d/'scheduler/scheduler_config.json').write_text(json.dumps({**NOISE, 'variance_type': 'learned'})), 'unknown variance_type'),
+    (lambda d: (d/'scheduler/scheduler_config.json').write_text(json.dumps({**NOISE, 'variance_type': 'learned_range'})), 'wants a learned variance'),
     (lambda d: (d/'scheduler/scheduler_config.json').write_text(json.dumps({**NOISE, 'beta_schedule': 'wild'})), 'its schedule cannot be used'),
     (lambda d: (d/'scheduler/scheduler_config.json').write_text(json.dumps({**NOISE, 'beta_end': 2})), 'betas must lie in'),
     (lambda d: (d/'unet/diffusion_pytorch_model.safetensors').unlink(), 'no readable UNet2DModel'),
@@ -147,6 +148,8 @@ def test_saved_as_ours(theirs, tmp_path, target):
 def test_it_restores_and_draws(theirs):
     for name in ('plain', 'ilvr', 'dda'): assert Restorer(theirs, name, K=6)(y).abs().max() <= 1
     assert generative_album(y, theirs, 2, K=4, every=2).shape==(2,3,16,16)
+    whole = eps(theirs); theirs.bf16 = True
+    assert 0 < (eps(theirs)-whole).abs().max() < .1 and eps(theirs).dtype==torch.float32
 
 @pytest.mark.parametrize('lora', [None, 2])
 def test_it_is_tuned(theirs, tmp_path, lora):
@@ -242,14 +245,19 @@ def serve(monkeypatch):
 
 DATA = bytes(range(256))*12_000 # 3.07 MB
 
-def test_a_short_break_is_mended_at_once(serve, tmp_path):
+def tries(*args, n=5):
+    "Newer versions of huggingface_hub mend a short break within one call, older ones leave that to the next."
+    for _ in range(n):
+        with contextlib.suppress(OSError): return fetch(*args)
+
+def test_a_short_break_costs_nothing_twice(serve, tmp_path):
     s = serve(DATA, cut=1_000_000, breaks=2)
-    assert fetch(s.url, tmp_path/'a.pth', 3).read_bytes()==DATA and s.ranges[0]==0 and all(r>0 for r in s.ranges[1:]) and len(s.ranges)==3
+    assert tries(s.url, tmp_path/'a.pth', 3).read_bytes()==DATA and s.ranges[0]==0 < s.ranges[1] < s.ranges[2] and len(s.ranges)==3
 
 def test_a_long_break_is_continued_by_the_next_call(serve, tmp_path):
     s = serve(DATA, cut=0, breaks=10**6)
     (tmp_path/'a.pth.part').write_bytes(DATA[:1_000_000])                                         # what a killed process left
-    with pytest.raises(OSError, match='download failed.*goes on where it stopped') as e: fetch(s.url, tmp_path/'a.pth', 3)
+    with pytest.raises(OSError, match='download failed.*1 MB are kept') as e: fetch(s.url, tmp_path/'a.pth', 3)
     assert '\n' not in str(e.value) and (tmp_path/'a.pth.part').stat().st_size==1_000_000 and not (tmp_path/'a.pth').exists()
     s.breaks = 0; s.ranges.clear()
     assert fetch(s.url, tmp_path/'a.pth', 3).read_bytes()==DATA and s.ranges==[1_000_000] and not (tmp_path/'a.pth.part').exists()
@@ -270,11 +278,11 @@ def test_what_is_not_as_published_is_thrown_away(serve, tmp_path):
 
 def test_a_named_prior_is_fetched_once_and_then_works_offline(serve, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path)); torch.save(tiny.model.state_dict(), tmp_path/'src.pth')
-    s = serve((tmp_path/'src.pth').read_bytes(), cut=500_000, breaks=1)
+    s = serve((tmp_path/'src.pth').read_bytes())
     monkeypatch.setitem(PRIORS, 'here', PRIORS['difface-ffhq-512']._replace(family=tiny.model.config, size_mb=3, url=s.url, sha256=sha256_of(tmp_path/'src.pth')))
-    assert torch.equal(eps(load_prior('here', 'cpu')), eps(tiny)) and 'licence' in capsys.readouterr().err and len(s.ranges)==2
+    assert torch.equal(eps(load_prior('here', 'cpu')), eps(tiny)) and 'licence' in capsys.readouterr().err and len(s.ranges)==1
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    assert torch.equal(eps(load_prior('here', 'cpu')), eps(tiny)) and len(s.ranges)==2
+    assert torch.equal(eps(load_prior('here', 'cpu')), eps(tiny)) and len(s.ranges)==1
     monkeypatch.setitem(PRIORS, 'gone', PRIORS['here'])
     with pytest.raises(PriorError, match='gone: not here and HF_HUB_OFFLINE is set'): load_prior('gone', 'cpu')
 
