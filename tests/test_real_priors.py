@@ -367,6 +367,13 @@ def test_a_prior_of_codes_is_pushed_whole(hub, tmp_path):
     latent_folder(tmp_path/'p'); push_to_hub(load_prior(tmp_path/'p', 'cpu'), 'user/codes')
     assert set(hub.files)=={'README.md', 'config.json', 'model.safetensors', 'vae/config.json', 'vae/diffusion_pytorch_model.safetensors'}
 
+def test_the_stand_in_is_called_as_the_hub_is(tiny, monkeypatch):
+    from unittest import mock
+    from huggingface_hub import HfApi
+    api = mock.create_autospec(HfApi, instance=True); monkeypatch.setenv('HF_HUB_OFFLINE', '0'); monkeypatch.setattr('gen2res.tune.HfApi', lambda: api)
+    push_to_hub(tiny, 'user/tiny')
+    assert api.create_repo.call_args==mock.call('user/tiny', private=True, exist_ok=True) and api.upload_folder.call_count==1
+
 def test_what_is_not_pushed(tiny, hub, monkeypatch):
     hub.public = True
     with pytest.raises(PriorError, match='user/anna: not uploaded .*is public'): push_to_hub(tiny, 'user/anna')
