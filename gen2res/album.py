@@ -34,7 +34,7 @@ def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_S
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
-# %% ../nbs/08_album.ipynb #9c973cf5
+# %% ../nbs/08_album.ipynb #ecf3915c
 def _name(step):
     "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
     return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
@@ -54,10 +54,10 @@ def _made(path): return png_text(path, MARK) is not None
 
 def _draw(y, prior, seeds, K, every, scale, last, norm, steps, step, **kw):
     "Guided walks from the noised photo, one per seed."
-    rng,y = seeded(seeds, len(seeds)),y.expand(len(seeds), -1, -1, -1).to(prior.device)
+    rng,z = seeded(seeds, len(seeds)),prior.encode(y.expand(len(seeds), -1, -1, -1).to(prior.device))
     ts = prior.schedule.timesteps(K, steps)
-    guide = Guide(y, scale, every=every, last=last, norm=norm, T=prior.schedule.T)
-    return as_saved(denoise(prior, prior.schedule.diffuse(y, ts[0], rng.randn_like(y)), ts, [guide], step, rng, **kw).cpu())
+    guide = Guide(z, scale, every=every, last=last, norm=norm, T=prior.schedule.T)
+    return as_saved(prior.decode(denoise(prior, prior.schedule.diffuse(z, ts[0], rng.randn_like(z)), ts, [guide], step, rng, **kw)).cpu())
 
 def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the prior's side
                      prior, # of load_prior

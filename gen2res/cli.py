@@ -29,7 +29,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #25d14b1d
+# %% ../nbs/18_cli.ipynb #f918f597
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -85,7 +85,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: pixels of its squares. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
-            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, dr2 or pseudo.')]=None,
+            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo.')]=None,
             tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
@@ -117,7 +117,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #281f6f5e
+# %% ../nbs/18_cli.ipynb #613f9c62
 def _status(name):
     from gen2res.prior import PRIORS, shipped, where_is
     return 'shipped' if shipped(name) else 'cached' if where_is(name) else 'can be fetched' if PRIORS[name].url else 'by hand'
@@ -141,9 +141,9 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
     typer.echo(f'gen2res {gen2res.__version__}, torch {torch.__version__}, device {best_device()}\n')
     for name,e in PRIORS.items():
         size = f'{e.size_mb} MB' if e.size_mb else f"{sum(f.stat().st_size for f in where_is(name).iterdir())/1e6:.0f} MB" if where_is(name) else '?'
-        typer.echo(f'{name:18} {e.side:4} px  {size:>7}  {_status(name):15} {e.licence}')
+        typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.licence}')
         place = where_is(name) or cache_path(name)
-        typer.echo(f'{"":18} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
+        typer.echo(f'{"":24} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
 
 # %% ../nbs/18_cli.ipynb #254b4f55
 @app.command()
@@ -404,11 +404,11 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #cc942eff
+# %% ../nbs/18_cli.ipynb #502a0db7
 @app.command()
 def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "astronaut" for a built-in example with a known truth.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('explored'),
-            recipe: Annotated[str, typer.Option(help='plain, difface, ilvr, dda, pgdiff, dr2 or pseudo.')]='plain',
+            recipe: Annotated[str, typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo.')]='plain',
             seeds: Annotated[int, typer.Option(min=1, help='Restorations at each K.')]=3,
             steps: Annotated[int, typer.Option(min=1, help='Of each walk, at most.')]=50,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'ALBUMS', 'NOTICE', 'SMALLEST', 'Paths', 'HOW', 'SHOWN', 'paper_K', 'restore',
-           'damaged_astronaut', 'At', 'recipe_arguments', 'Restorer', 'spread', 'spread_map', 'most_faithful', 'record',
-           'read_record', 'again', 'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square',
-           'restored_faces', 'restore_photo', 'restore_example', 'restore_file', 'restore_files']
+           'damaged_astronaut', 'At', 'recipe_K', 'recipe_arguments', 'Restorer', 'spread', 'spread_map',
+           'most_faithful', 'record', 'read_record', 'again', 'restorer_of', 'read_face', 'before_after',
+           'result_paths', 'restore_square', 'restored_faces', 'restore_photo', 'restore_example', 'restore_file',
+           'restore_files']
 
-# %% ../nbs/10_restore.ipynb #ebf183ad
+# %% ../nbs/10_restore.ipynb #4df2c080
 import hashlib, json, shutil
 from collections import namedtuple
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 import gen2res
 from .album import ALBUM_EVERY, PAPER_SIDE, album_K, generative_album, guide_scale
-from .constraints import Guide, LowFreq, PartialGuide
+from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
 from .filters import lowpass
@@ -26,7 +27,7 @@ from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .tune import PRESETS, album_hash, to_u8, tune
 
-# %% ../nbs/10_restore.ipynb #d85b36fb
+# %% ../nbs/10_restore.ipynb #93ab31ae
 PAPER_K = 200 # Gen2Res Table S1, at PAPER_SIDE
 
 def paper_K(prior) -> int:
@@ -49,9 +50,9 @@ def restore(y, # B x 3 x H x W in [-1, 1]: photos at the prior's side
     if K and not ts: raise ValueError(f'K = {K} ends before it has begun: this walk stops at tau = {tau}')
     if not ts: return y
     if ts[0]!=K-1: raise ValueError(f'steps = {steps!r} would start at index {ts[0]}, below K-1 = {K-1}; use a plain number of steps')
-    rng = seeded(seeds, len(y))
-    x = prior.schedule.diffuse(y, ts[0], rng.randn_like(y))
-    return denoise(prior, x, ts, constraints, step, rng, final='x0' if tau else 'x', **kw).clamp(-1, 1)
+    rng,z = seeded(seeds, len(y)),prior.encode(y)
+    x = prior.schedule.diffuse(z, ts[0], rng.randn_like(z))
+    return prior.decode(denoise(prior, x, ts, constraints, step, rng, final='x0' if tau else 'x', **kw))
 
 # %% ../nbs/10_restore.ipynb #b8b7509c
 def damaged_astronaut(side:int=64, seed:int=0):
@@ -59,12 +60,12 @@ def damaged_astronaut(side:int=64, seed:int=0):
     truth = astronaut(side)
     return degrade(truth, 'classic', seeds=seed, sigma=0, r=2.5, delta=8, q=75), truth
 
-# %% ../nbs/10_restore.ipynb #210feb40
+# %% ../nbs/10_restore.ipynb #0b0e0e2b
 class At:
     "Converts a paper's numbers to a prior's side."
     def __init__(self, side:int, prior): self.side,self.prior = side,prior
     def t(self, K): return equivalent_K(K, self.side, self.prior.side, self.prior.schedule)
-    def N(self, N): return max(2, round(N*self.prior.side/self.side))
+    def N(self, N): return max(2, round(N*self.prior.shape[-1]/self.side))
 
 Recipe = namedtuple('Recipe', 'K side constraints tau source', defaults=(lambda y, at: (), 0, '')) # K: None = from pure noise
 RECIPES = {
@@ -75,18 +76,23 @@ RECIPES = {
     'ilvr':    Recipe(None, 256, lambda y, at: [LowFreq(y, at.N(16))], source='ILVR (Choi et al. 2021); N = 16 chosen here'),
     'dda':     Recipe(500, 256, lambda y, at: [Guide(y, .5, filter=partial(lowpass, N=at.N(16)))], source='DDA (Gao et al. 2023), K = 500; scale and N chosen here'),
     'pgdiff':  Recipe(None, 512, lambda y, at: [PartialGuide(y, .5)], source='PG-Diff (Yang et al. 2023); scale chosen here'),
+    'diffbir': Recipe(None, 512, lambda y, at: [X0Guide(y, y[0].numel()/8)], source='DiffBIR (Lin et al. 2023); scale chosen here; made for a prior of codes, and for a photo that a restorer has cleaned'),
     'dr2':     Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16))], 300, 'DR2 (Wang et al. 2023); K, N and tau chosen here; its restorer comes after'),
     'pseudo':  Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16), lo=at.t(360))], source='DT-BFR, Sec. 4: K = 600, L = 360, N = 16')}
 ALBUMS = 'generative','personal' # recipes that tune the prior first and then walk as plain does
 
+def recipe_K(name:str, prior) -> int:
+    "Noise steps of a recipe at this prior's side. Raises ValueError for an unknown one."
+    if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}; there are: {", ".join(RECIPES)}')
+    r = RECIPES[name]
+    return prior.schedule.T if r.K is None else At(r.side, prior).t(r.K)
+
 def recipe_arguments(name:str, y, prior, K=None) -> dict:
     "What `restore` needs for a recipe. Raises ValueError for an unknown one."
-    if name not in RECIPES: raise ValueError(f'unknown recipe {name!r}; there are: {", ".join(RECIPES)}')
-    r = RECIPES[name]; at = At(r.side, prior)
-    own = prior.schedule.T if r.K is None else at.t(r.K)
-    return dict(K=own if K is None else K, constraints=r.constraints(y.to(prior.device), at), tau=at.t(r.tau) if r.tau else 0)
+    own,r = recipe_K(name, prior),RECIPES[name]; at = At(r.side, prior)
+    return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
-# %% ../nbs/10_restore.ipynb #908ab002
+# %% ../nbs/10_restore.ipynb #d38274eb
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
@@ -100,7 +106,7 @@ class Restorer:
                  progress:bool=False,
                  watch=None): # watch(stage, done, of): called at every step of album, tuning and walk; raise to stop
         if recipe=='personal' and album is None: raise ValueError("the recipe 'personal' needs an album; see personal_album")
-        recipe_arguments(recipe, torch.zeros(1, 3, prior.side, prior.side), prior)
+        recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
         self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
@@ -158,7 +164,7 @@ class Restorer:
 
     def settings(self) -> dict:
         "What determines the result, beside the photo and the seed."
-        K = self.arguments(torch.zeros(1, 3, self.base.side, self.base.side))['K']
+        K = recipe_K(self.recipe, self.base) if self.K is None else self.K
         about = dict(recipe=self.recipe, prior=self.base.name, weights=self.base.fingerprint(), K=K, steps=self.steps)
         if self.base.bf16: about |= dict(bf16=True)
         if self.recipe in ALBUMS: about |= dict(tuning=self.tuning, album=self.made or album_hash(to_u8(self.album)), album_seed=self.seed)

@@ -86,7 +86,7 @@ def dpmpp(st:Step):
     st.mean = math.sqrt((1-sch.a(st.s))/(1-sch.a(st.t)))*st.x - math.sqrt(sch.a(st.s))*math.expm1(-h)*D
     st.var = 0.
 
-# %% ../nbs/04_sample.ipynb #87e95ba2
+# %% ../nbs/04_sample.ipynb #b98b99c8
 def _noise_source(rng, n):
     "A function noise(x) from seeds, an ImageRNG, or a function (which injects noise of your own)."
     return rng if callable(rng) else seeded(0 if rng is None else rng, n).randn_like
@@ -114,12 +114,13 @@ def denoise(prior, # Prior or GaussianPrior
             step=ddpm, # step rule: ddpm, ddim, dpmpp
             rng=None, # seeds, an ImageRNG, or a function noise(x); None: seeds 0, 1, ...
             final:str='x', # 'x': the end of the walk; 'x0': the prediction at ts[-1], for walks that stop early
-            clip:bool=True, # clamp predictions to [-1, 1]
+            clip:bool|None=None, # clamp predictions to [-1, 1]; None: unless they are codes (see latent)
             progress:bool=False, # show a bar
             callback=None, # called with each Step; raise to stop
            ) -> torch.Tensor: # B x 3 x H x W
     "Walk from index ts[0] down to a clean picture. THE loop: all procedures of this library are calls of it."
     if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")
+    clip = not getattr(prior, 'latent', False) if clip is None else clip
     randn,before,ts = _noise_source(rng, len(x)),None,[int(t) for t in ts]
     for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
         on = [c for c in constraints if c.active(t, len(ts)-1-i)]
@@ -142,5 +143,5 @@ def generate(prior, n:int=16, # pictures
             ) -> torch.Tensor: # n x 3 x side x side
     "Unconditional samples: the walk from pure noise."
     rng = seeded(seeds, n)
-    x = rng.randn_like(torch.zeros(n, 3, prior.side, prior.side, device=prior.device))
-    return denoise(prior, x, prior.schedule.timesteps(prior.schedule.T, steps), step=step, rng=rng, **kw).clamp(-1, 1)
+    x = rng.randn_like(torch.zeros(n, *prior.shape, device=prior.device))
+    return prior.decode(denoise(prior, x, prior.schedule.timesteps(prior.schedule.T, steps), step=step, rng=rng, **kw))

@@ -109,21 +109,6 @@ def test_a_file_put_by_hand_is_found(tiny, tmp_path, monkeypatch):
     cache_path('mine').parent.mkdir(parents=True); torch.save(tiny.model.state_dict(), cache_path('mine'))
     assert same(load_prior('mine', 'cpu'), tiny) and where_is('mine')==cache_path('mine')
 
-def test_download_is_cached_and_leaves_nothing_half(tiny, tmp_path, monkeypatch, capsys):
-    "The real downloader, on a file:// address."
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path)); monkeypatch.setenv('HF_HUB_OFFLINE', '0')
-    torch.save(tiny.model.state_dict(), tmp_path/'src.pth')
-    entry = PRIORS['difface-ffhq-512']._replace(family=tiny.model.config, size_mb=1)
-    monkeypatch.setitem(PRIORS, 'here', entry._replace(url=(tmp_path/'src.pth').as_uri()))
-    assert same(load_prior('here', 'cpu'), tiny) and 'licence' in capsys.readouterr().err
-    (tmp_path/'src.pth').unlink(); assert same(load_prior('here', 'cpu'), tiny)                     # now from the cache
-    monkeypatch.setitem(PRIORS, 'gone', entry._replace(url=(tmp_path/'gone.pth').as_uri()))
-    with pytest.raises(PriorError, match='download failed'): load_prior('gone', 'cpu')
-    torch.save(tiny.model.state_dict(), tmp_path/'src.pth')
-    monkeypatch.setitem(PRIORS, 'cut', entry._replace(url=(tmp_path/'src.pth').as_uri(), size_mb=500))
-    with pytest.raises(PriorError, match='only 3 MB came'): load_prior('cut', 'cpu')
-    assert sorted(p.name for p in cache_path('gone').parent.iterdir())==['here.pth']               # nothing half is left
-
 def test_unknown_variance(tiny):
     with pytest.raises(ValueError, match='variance'): Prior(tiny.model, tiny.schedule, 16, 'guessed')
 
