@@ -212,7 +212,7 @@ class Run:
         self.team.wait_for_everyone()
         return result
 
-# %% ../nbs/17_train.ipynb #b75d9bc4
+# %% ../nbs/17_train.ipynb #d1ed8c6b
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
 class Trainer(Run):
@@ -288,7 +288,8 @@ class Trainer(Run):
 
     def _thriftier(self) -> bool:
         "First compute activations twice instead of keeping them, then halve what is done at once."
-        if not self.model.c.use_checkpoint: self.model.c.use_checkpoint = True; return True
+        c = getattr(self.model, 'c', None)                                        # a network of diffusers has none: it goes on to parts
+        if c and not c.use_checkpoint: c.use_checkpoint = True; return True
         self.at_once //= 2
         return self.at_once>0
 
