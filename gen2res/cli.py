@@ -447,7 +447,7 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #be5ccedf
+# %% ../nbs/18_cli.ipynb #4149ca05
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -471,7 +471,7 @@ def _engine(name, scheduler, ca, cert, key):
     except ValueError as e: stop(e)
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-untuned, claim-preset: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
