@@ -35,8 +35,8 @@ def album_mean(x, # B x C x H x W: sqrt(abar) times a picture, and noise
     w = (_box(near, side)/(1-abar + abar*c**2)).softmax(1)                         # B x M x H x W
     return torch.stack([(w*a).sum(1) for a in pictures.unbind(1)], 1)
 
-# %% ../nbs/25_untuned.ipynb #cf9029c1
-def _strength(x): return x.pow(2).mean((1,2,3), keepdim=True).sqrt()
+# %% ../nbs/25_untuned.ipynb #e1c0e212
+def _strength(x): return x.pow(2).mean((1,2,3), keepdim=True).sqrt().clamp(min=1e-6) # root mean square; a flat picture has none
 
 class AlbumMean(Constraint):
     "Mix the closed-form posterior mean of an album's details into the predicted picture."
@@ -55,9 +55,9 @@ class AlbumMean(Constraint):
 
     def on_x0(self, st):
         a,d = st.schedule.a(st.t),self.detail(st.x0)
-        m = album_mean(self.detail(st.x), a, self.pictures.to(d), self.side, self.c)
+        m = torch.cat([album_mean(x, a, self.pictures.to(d), self.side, self.c) for x in self.detail(st.x).split(1)])   # one by one: each needs room for M pictures
         mixed = d + self.scale*(1-a)/(1-a + a*self.c**2)*(m-d)
-        st.x0 = st.x0 - d + mixed*_strength(d)/_strength(mixed).clamp(min=1e-6)
+        st.x0 = st.x0 + (mixed*(_strength(d)/_strength(mixed)) - d)
 
 # %% ../nbs/25_untuned.ipynb #3a47781d
 class Shared(Attention):
