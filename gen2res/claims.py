@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'EVERYS', 'SOME', 'OWN_KS', 'SIZES', 'CAT_TRAINING',
-           'CAT_SCORES', 'CLAIMS', 'damaged', 'portrait', 'person', 'walks', 'portrait_job', 'person_job', 'album_job',
-           'Claims', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_identity', 'claim_sizes',
-           'claim_damages', 'cats', 'cat_job', 'claim_cats', 'claim_preset']
+           'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait', 'person', 'walks', 'portrait_job',
+           'person_job', 'album_job', 'Claims', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance',
+           'claim_identity', 'claim_sizes', 'claim_damages', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
+           'untuned_jobs', 'claim_untuned', 'claim_preset']
 
-# %% ../nbs/20_claims.ipynb #406c683b
+# %% ../nbs/20_claims.ipynb #bd5f171d
 import json
 import numpy as np, torch
 from .album import generative_album
@@ -19,6 +20,7 @@ from .images import resize
 from .metrics import metric
 from .restore import At, Restorer, restore
 from .tune import PRESETS, tune
+from .untuned import AlbumMean, SharedPrior
 
 # %% ../nbs/20_claims.ipynb #4d73882e
 DAMAGES = { # (recipe, numbers set by hand); pixels of a picture of 64
@@ -192,6 +194,31 @@ def claim_cats(b, damages=('camera','small'), n=100, steps=50, training=None):
         y,t = (r['of faces'][k] for k in ('y', 'truth'))
         for k,K in enumerate(OWN_KS): yield from compared({'input': each(y, t)} | {m: each(p['x'][:,k], t) for m,p in r.items()}, 'of faces', CAT_SCORES, damage=d, K=K)
 
+# %% ../nbs/20_claims.ipynb #a389286f
+UNTUNED = {'closed form': lambda prior, album, **kw: (prior, [AlbumMean(album, **kw)]),
+           'shared attention': lambda prior, album, **kw: (SharedPrior(prior, album, **kw), [])}
+SETTINGS = {'closed form': dict(scale=.4, c=.1, side=15, r=2, N=4), 'shared attention': dict(weight=1.)} # chosen on other people
+
+def untuned_job(b, who, damage, how, Ks, seeds, steps, of=None, **kw): # of: whose album, if not the person's own; kw: see SETTINGS
+    "Like person_job; a person's photos walk together."
+    y,truth,mine = person(b.data, who, damage, b.prior.side); at = At(256, b.prior)
+    album = mine if of is None else person(b.data, of, damage, b.prior.side)[2]
+    prior,constraints = UNTUNED[how](b.prior, album, **kw)
+    walk = lambda K, s: restore(y, prior, K, min(steps, K), constraints, seeds=[s]*len(y)).cpu()
+    return dict(y=y, truth=truth, album=album, x=torch.stack([torch.stack([walk(at.t(K), s) for s in seeds], 1) for K in Ks], 1))
+
+JOBS['untuned'] = untuned_job
+
+def untuned_jobs(who, damage, Ks) -> dict: # by method
+    "Free, tuned on the person's album, and both ways without tuning; the closed form also with the neighbour's album."
+    jobs = person_jobs(who, damage, Ks)
+    made = lambda how: jobs[FREE] | dict(kind='untuned', how=how, **SETTINGS[how])
+    return jobs | {how: made(how) for how in UNTUNED} | {"closed form, another's album": made('closed form') | dict(of=who^1)}
+
+def claim_untuned(b, people=range(8), damages=('camera',)):
+    "Rows: free, tuned, and constrained without tuning."
+    for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, damage=d)
+
 # %% ../nbs/20_claims.ipynb #4bd0ca52
 def claim_preset(b, people=range(12, 16)):
     "Rows: tuned as in Table S1, and as on this page, on the same generative albums; photos of two kinds in turns."
@@ -199,5 +226,5 @@ def claim_preset(b, people=range(12, 16)):
     jobs = [portrait_jobs(w, ('camera','small')[w%2], OWN_KS) for w in people]
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in jobs], OWN_KS, 'paper')
 
-# %% ../nbs/20_claims.ipynb #78da0a39
-CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'cats': claim_cats, 'preset': claim_preset}
+# %% ../nbs/20_claims.ipynb #42bed19a
+CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset}
