@@ -14,7 +14,7 @@ from gen2res.faces import find_faces, marked
 from gen2res.images import ImageError, as_picture, grid, list_images, load_photo, resize, save_image
 from gen2res.prior import PriorError, load_prior
 from gen2res.pseudo import pseudo_numbers
-from gen2res.restore import NOTICE, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file
+from gen2res.restore import NOTICE, OWN, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file
 from gen2res.restorers import OnePass, RESTORER_PRESETS, adapt, load_restorer, save_restorer
 from gen2res.sample import generate
 from gen2res.schedule import suggest_K
@@ -256,7 +256,7 @@ def K_slider(recipe): return gr.Slider(0, prior().schedule.T, default_K(recipe),
 def settings(K):
     "What is seldom changed: recipe, samples, seed, box."
     with gr.Accordion('More settings', open=False):
-        recipe = gr.Dropdown([r for r in RECIPES if r!='personal'], value='plain', label='Recipe', info='generative: an album is made from the photo first, minutes on a CPU')
+        recipe = gr.Dropdown([r for r in RECIPES if r not in OWN], value='plain', label='Recipe', info='generative: an album is made from the photo first, minutes on a CPU')
         samples,seed = gr.Slider(1, 8, 1, step=1, label='Samples', info='Several: the most faithful is kept'),gr.Number(0, precision=0, minimum=0, label='Seed')
         box = gr.Textbox(label='Box x,y,w,h', info='In pixels, around a head that was not found')
     recipe.change(default_K, recipe, K)

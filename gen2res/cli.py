@@ -29,7 +29,7 @@ def _prior(name, device):
     try: return load_prior(name, device)
     except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
-# %% ../nbs/18_cli.ipynb #f918f597
+# %% ../nbs/18_cli.ipynb #a6f017f1
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -47,9 +47,11 @@ def _restorer(p, recipe, generative, album, person, bf16, **kw):
     from gen2res.album import personal_album
     from gen2res.restore import Restorer, recipe_arguments
     from gen2res.tune import load_person
-    if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
+    closed = recipe=='closed-form'
+    if closed and album is None: raise ValueError('--recipe closed-form needs --album DIR')
+    if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain', 'closed-form')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
     if generative is not None: recipe,kw['n'] = 'generative',generative
-    if album is not None: recipe,kw['album'] = 'personal',_warned(personal_album, album, p.side)
+    if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side)
     if person: p,kw['K'] = load_person(person, p, p.device),recipe_arguments('personal', torch.zeros(1, 3, p.side, p.side), p, kw['K'])['K']
     p.bf16 = bf16
     return Restorer(p, recipe or 'plain', **kw)
@@ -85,7 +87,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: pixels of its squares. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
-            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo.')]=None,
+            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo; with --album also closed-form, which tunes nothing.')]=None,
             tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RealSet', 'SETS', 'set_files', 'Sets', 'set_table']
 
-# %% ../nbs/22_sets.ipynb #f624dd7f
+# %% ../nbs/22_sets.ipynb #a5c76133
 import hashlib, warnings
 from collections import namedtuple
 from pathlib import Path
@@ -14,7 +14,7 @@ from .bench import Bench
 from .explore import compared, detail
 from .images import ImageError, list_images, load_image, square
 from .metrics import METRICS, can_run, metric
-from .restore import RECIPES, Restorer
+from .restore import OWN, RECIPES, Restorer
 
 # %% ../nbs/22_sets.ipynb #7455e7fc
 RealSet = namedtuple('RealSet', 'folder count truth source', defaults=(None, '')) # folders below the data folder
@@ -41,7 +41,7 @@ def set_files(data, name:str) -> list: # of (photo, truth or None)
     if lost: raise ImageError(f'{lost[0]}: has no truth of the same name in {Path(data)/s.truth}')
     return [(p, truths.get(p.stem)) for p in files]
 
-# %% ../nbs/22_sets.ipynb #5609df90
+# %% ../nbs/22_sets.ipynb #b16c2c4c
 class Sets(Bench):
     "The bench of the real sets."
     def job(self, photo, recipe, **kw) -> dict: # kw: of Restorer
@@ -61,8 +61,8 @@ def _measures(truth:bool) -> dict: # name -> f(x, truth)
 
 def set_table(b, name:str, recipes=('plain',), n:int|None=None, **kw): # n: only the first n photos; kw: of Restorer
     "Rows: each measure of the photos as they are and under each recipe, with intervals over photos."
-    unknown = [r for r in recipes if r not in RECIPES or r=='personal']
-    if unknown: raise ValueError(f'no recipe {unknown[0]!r} for a set; there are: {", ".join(r for r in RECIPES if r!="personal")}')
+    unknown = [r for r in recipes if r not in RECIPES or r in OWN]
+    if unknown: raise ValueError(f'no recipe {unknown[0]!r} for a set; there are: {", ".join(r for r in RECIPES if r not in OWN)}')
     files = set_files(b.data, name)[:n]
     truths = [square(load_image(t), b.prior.side) for _,t in files if t]
     measures = _measures(bool(truths))

@@ -122,17 +122,18 @@ def test_album_tune_restore(tmp_path):
     assert code==2 and '--force' in err
     assert run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.pt')[2].strip().endswith('must end in .safetensors')
     run('album', tmp_path/'her.png', '-o', tmp_path/'albums', '--n', 1, '--steps', 4); assert len(list((tmp_path/'albums'/'her').iterdir()))==1
-    for i,args in enumerate([('--person', tmp_path/'her.safetensors'), ('--recipe', 'pseudo'), ('--samples', 2)]):
+    ways = [('--person', tmp_path/'her.safetensors'), ('--recipe', 'pseudo'), ('--samples', 2), ('--album', tmp_path/'albums'/'her', '--recipe', 'closed-form')]
+    for i,args in enumerate(ways):
         assert run('restore', tmp_path/'her.png', '-o', tmp_path/f'out{i}', '--K', 5, *args)[0]==0, args
-    pictures = [(tmp_path/f'out{i}'/'her_restored.png').read_bytes() for i in range(3)]
-    assert len(set(pictures))==3
+    pictures = [(tmp_path/f'out{i}'/'her_restored.png').read_bytes() for i in range(4)]
+    assert len(set(pictures))==4
 
 def damaged_face():
     from gen2res.restore import damaged_astronaut
     return damaged_astronaut()[0]
 
 @pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), "not a person's file"), (('--album', 'nowhere'), 'nowhere'),
-                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--tuning', 'slow'), 'no tuning')])
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from gen2res.album import generative_album
 from gen2res.images import astronaut, resize
 from gen2res.prior import (PRIORS, DiffusersUNet, Prior, PriorError, build_prior, cache_path, diffusers_schedule, fetch, foreign_config, guess_family, load_prior,
                            save_prior, sha256_of, where_is)
-from gen2res.restore import RECIPES, Restorer, restore
+from gen2res.restore import ALBUMS, RECIPES, Restorer, restore
 from gen2res.sample import generate
 from gen2res.schedule import Schedule
 from gen2res.tune import load_person, push_to_hub, save_person, tune
@@ -184,7 +184,7 @@ def test_a_prior_of_codes(tmp_path, kind, channels, scaling):
     back = load_prior(save_prior(prior, tmp_path/'ours'), 'cpu')
     assert back.fingerprint()==prior.fingerprint()!=prior.codes.fingerprint() and torch.equal(restore(y32, back, 3), restore(y32, prior, 3))
 
-@pytest.mark.parametrize('name', [n for n in RECIPES if n not in ('generative', 'personal')])
+@pytest.mark.parametrize('name', [n for n in RECIPES if n not in ALBUMS])
 def test_every_recipe_runs_on_codes(tmp_path, name):
     latent_folder(tmp_path/'p'); prior = load_prior(tmp_path/'p', 'cpu')
     seen = []

@@ -1,6 +1,7 @@
 "Recipes, restorers with albums, several samples, and records that are enough to make a picture again."
 import json
 import pytest, torch
+from gen2res.untuned import AlbumMean
 from PIL import Image
 from gen2res.constraints import Guide, LowFreq, PartialGuide
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array
@@ -49,6 +50,16 @@ def test_personal_tunes_once(tiny):
     about = json.loads(record(r.settings(), 3)['gen2res'])
     assert torch.equal(restorer_of(about, tiny, torch.cat([y, y.flip(-1)]))(y, 3), x)
     with pytest.raises(ValueError, match='another album'): restorer_of(about, tiny, y)
+
+def test_closed_form_uses_the_album_as_it_is(tiny):
+    album = torch.cat([y.flip(-1), -y]); r = Restorer(tiny, 'closed-form', K=200, steps=5, album=album)
+    x = r(torch.cat([y, -y]), seeds=[3, 4])
+    assert torch.allclose(x[:1], restore(y, tiny, 200, 5, [AlbumMean(album)], seeds=[3]), atol=1e-5) and not torch.allclose(x[:1], restore(y, tiny, 200, 5, seeds=[3]), atol=1e-3)
+    about = json.loads(record(r.settings(), 3)['gen2res'])
+    assert 'tuning' not in about and torch.allclose(restorer_of(about, tiny, album)(y, 3), x[:1], atol=1e-5) and r.prior_for(y) is tiny
+    for wrong in (None, y):
+        with pytest.raises(ValueError, match='another album'): restorer_of(about, tiny, wrong)
+    with pytest.raises(ValueError, match="closed-form. needs an album"): Restorer(tiny, 'closed-form')
 
 def test_complains_before_any_tuning(tiny):
     for steps in ('abc', '100'):
