@@ -179,16 +179,17 @@ def plain_training(prior, x0):
         opt.zero_grad(); diffusion_loss(prior.schedule, net(x_t, t), x0, x_t, t, noise).mean().backward(); opt.step()
     return once
 
-# %% ../nbs/16_bench.ipynb #62d68ffe
+# %% ../nbs/16_bench.ipynb #6e5bdebd
 def made_up(family:str, seed:int=0) -> Prior: # of FAMILIES
     "A prior of a published shape with weights of no meaning: as slow as the real one."
     if family not in FAMILIES: raise ValueError(f'no shape {family!r}; there are: {", ".join(FAMILIES)}')
     with torch.random.fork_rng(): torch.manual_seed(seed); net = UNet(**FAMILIES[family])
-    for k,p in net.named_parameters():
+    for p in net.parameters():
         if not p.any() and p.ndim>1: torch.nn.init.normal_(p, std=.02, generator=torch.Generator().manual_seed(seed))   # else it would answer nothing
     return Prior(net.eval().requires_grad_(False), Schedule.linear(), net.config['image_size'], 'learned', family)
 
 def _quick(prior):
+    "The same prior, computing in bf16."
     quick = copy.copy(prior); quick.bf16 = True
     return quick
 
@@ -234,14 +235,13 @@ def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     walk = PLANS['fast'][2]; targets = pseudo_numbers(prior)['steps']
     yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
 
-# %% ../nbs/16_bench.ipynb #7a406ad7
+# %% ../nbs/16_bench.ipynb #06070871
 class Bench:
     "What a measurement needs: pictures, a prior, a folder for results, and something to do the jobs."
     def __init__(self, data, prior, # folder of pictures; of load_prior, a copy of which computes in bf16
                  work, progress:bool=False, engine=local, # folder for results
                  methods=None): # only these, and what they are compared with; None: all
-        self.data,self.prior,self.work,self.progress,self.engine = data,copy.copy(prior),Path(work),progress,engine
-        self.prior.bf16,self.methods = True,methods
+        self.data,self.prior,self.work,self.progress,self.engine,self.methods = data,_quick(prior),Path(work),progress,engine,methods
 
     def __getstate__(self): return self.__dict__ | dict(engine=local, progress=False, prior=copy.deepcopy(self.prior).to('cpu')) # what travels to a worker
     def __setstate__(self, state): self.__dict__.update(state); self.prior.to(best_device())
