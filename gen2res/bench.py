@@ -6,16 +6,17 @@
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
            'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Bench', 'Dask', 'load_faces',
-           'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo',
-           'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'source', 'portraits', 'made_by', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
+           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
-# %% ../nbs/16_bench.ipynb #b4af2108
-import copy, ctypes, gc, hashlib, math, pickle, random, re, statistics, sys, threading, time, warnings
+# %% ../nbs/16_bench.ipynb #1551ee4c
+import copy, ctypes, gc, hashlib, math, pickle, random, re, statistics, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
+import gen2res
 from .album import album_K, generative_album
 from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
@@ -285,7 +286,7 @@ def _call(do, job): return do(job)
 
 ENGINES = {'local': lambda scheduler=None, **tls: local, 'dask': Dask}
 
-# %% ../nbs/16_bench.ipynb #2d355da1
+# %% ../nbs/16_bench.ipynb #006f4d96
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -325,6 +326,16 @@ def _in_folders(folder, side):
     return dict(images=torch.cat([square(load_image(p), side) for p in files]), subject=np.array([p[0] for p in parts]), video=np.array([p[min(1, len(p)-1)] for p in parts]))
 
 @lru_cache
+def _git(*args):
+    try: return subprocess.run(['git', '-C', Path(gen2res.__file__).parent, *args], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return ''
+
+@lru_cache
+def made_by() -> str:
+    "The commit of the checkout that this runs from, with a + if files differ from it; the version, if there is no checkout."
+    ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
+    return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__
+
 def data_hash(data, names:tuple) -> str: # files and folders of the data folder
     "12 hex digits: which pictures were measured?"
     inside = lambda p: sorted(q for q in p.rglob('*') if q.is_file()) if p.is_dir() else [p]*p.exists()
@@ -370,7 +381,7 @@ def metric_times(names=None, n:int=100, side:int=64):
         m = metric(name); run = lambda: m.dataset(x, y) if m.kind=='set' else m(x, y) if m.kind=='pair' else m(x)
         run(); yield f'{name:9} {100/n*timed(run):8.3f} s per 100 pictures of {side} pixels'
 
-# %% ../nbs/16_bench.ipynb #f09aaadb
+# %% ../nbs/16_bench.ipynb #392d469a
 def eye_test(data, turn=45.):
     "Rows of eyes.csv: the aligner's error against each damage's strength (0: none), in distances between the eyes."
     x = load_faces(data, 'faces_val_128.npz')['images']; g = torch.Generator().manual_seed(0)
@@ -382,7 +393,7 @@ def eye_test(data, turn=45.):
             low,high = interval(e)
             yield dict(damage=damage, strength=i+(step is not None), mean=f'{e.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', median=f'{np.median(e):.4f}', n=len(e))
 
-COUNTED = Path('nbs/measured/faces_counted.csv') # set, file, middle and side of each true face, in pixels
+COUNTED = Path('data/results/faces_counted.csv') # set, file, middle and side of each true face, in pixels
 
 def _hits(found, true): # -> (true faces that were found, found ones that are none)
     near = lambda f, t: math.dist(middle(f), (t['x'], t['y'])) < .35*t['side'] and .5 < f.side/t['side'] < 2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAMAGES', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'EVERYS', 'SOME', 'OWN_KS', 'SIZES', 'CAT_TRAINING',
            'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait', 'person', 'walks', 'portrait_job',
-           'person_job', 'album_job', 'Claims', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance',
+           'person_job', 'album_job', 'Claims', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'made_job',
            'claim_identity', 'claim_sizes', 'claim_damages', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
            'untuned_jobs', 'claim_untuned', 'claim_preset']
 
@@ -141,19 +141,25 @@ def claim_guidance(b, people=range(8), damages=('camera','small'), n=2, **kw): #
         rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people], '0')
         yield from compared({e: [_album_scores(r[e]) for r in rs] for e in rs[0]}, '0', ('to_photo', *SCORES), damage=d)
 
-# %% ../nbs/20_claims.ipynb #5271395e
+# %% ../nbs/20_claims.ipynb #5914d9d9
 SOME = 0,4 # the queries that a generative album is made for, too: it takes minutes a photo
 OWN_KS = 100,200,400
 
-def claim_identity(b, people=range(20), damage='camera'):
-    "Rows: free and personal on five queries a person; free, generative and personal on two of them."
-    made = lambda w: {MADE: dict(kind='person', who=w, damage=damage, Ks=list(OWN_KS), seeds=[0], steps=50, only=list(SOME), recipe='generative', tuning=TUNING, **ALBUM)}
-    all_ = b.results([person_jobs(w, damage, OWN_KS) | made(w) for w in people], FREE)
+def made_job(who, damage, Ks) -> dict: # by method
+    return {MADE: dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[0], steps=50, only=list(SOME), recipe='generative', tuning=TUNING, **ALBUM)}
+
+def _queried(b, jobs, **labels): # jobs: by method, of each person
+    "Rows: all but generative on five queries a person, then all on two of them."
+    rs = b.results(jobs, FREE)
     some = lambda p: {k: v if k=='album' else v[list(SOME)] for k,v in p.items()}
-    five = [{m: p for m,p in r.items() if m!=MADE} for r in all_]
-    two = [{m: p if m==MADE else some(p) for m,p in r.items()} for r in all_]
-    for queries,rs in ((5, five), (2, two)):
-        for k,K in enumerate(OWN_KS): yield from compared(_at(rs, k), FREE, queries=queries, K=K)
+    five = [{m: p for m,p in r.items() if m!=MADE} for r in rs]
+    two = [{m: p if m==MADE else some(p) for m,p in r.items()} for r in rs]
+    for queries,r in ((5, five), (2, two)):
+        for k,K in enumerate(OWN_KS): yield from compared(_at(r, k), FREE, **labels, queries=queries, K=K)
+
+def claim_identity(b, people=range(20), damage='camera'):
+    "Rows: free, generative and personal."
+    yield from _queried(b, [person_jobs(w, damage, OWN_KS) | made_job(w, damage, OWN_KS) for w in people])
 
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
@@ -194,7 +200,7 @@ def claim_cats(b, damages=('camera','small'), n=100, steps=50, training=None):
         y,t = (r['of faces'][k] for k in ('y', 'truth'))
         for k,K in enumerate(OWN_KS): yield from compared({'input': each(y, t)} | {m: each(p['x'][:,k], t) for m,p in r.items()}, 'of faces', CAT_SCORES, damage=d, K=K)
 
-# %% ../nbs/20_claims.ipynb #a389286f
+# %% ../nbs/20_claims.ipynb #86c184bf
 UNTUNED = {'closed form': lambda prior, album, **kw: (prior, [AlbumMean(album, **kw)]),
            'shared attention': lambda prior, album, **kw: (SharedPrior(prior, album, **kw), [])}
 SETTINGS = {'closed form': dict(scale=.4, c=.1, side=15, r=2, N=4), 'shared attention': dict(weight=1.)} # chosen on other people
@@ -217,7 +223,7 @@ def untuned_jobs(who, damage, Ks) -> dict: # by method
 
 def claim_untuned(b, people=range(8), damages=('camera',)):
     "Rows: free, tuned, and constrained without tuning."
-    for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, damage=d)
+    for d in damages: yield from _queried(b, [untuned_jobs(w, d, OWN_KS) | made_job(w, d, OWN_KS) for w in people], damage=d)
 
 # %% ../nbs/20_claims.ipynb #4bd0ca52
 def claim_preset(b, people=range(12, 16)):

@@ -449,7 +449,7 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #37cc9bfe
+# %% ../nbs/18_cli.ipynb #41262279
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -480,7 +480,7 @@ def _shaped(family, device):
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset, claim-untuned: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
-          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it nbs/measured/WHAT.csv. For speed: table and plot.')]=None,
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
           shape: Annotated[Optional[str], typer.Option(help='For loop, speed and plans: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
@@ -497,7 +497,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
 
     Example: gen2res bench metrics --data faces
     """
-    from gen2res.bench import BENCHES, MEASURES
+    from gen2res.bench import BENCHES, MEASURES, made_by
     from gen2res.explore import save_rows
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
@@ -506,9 +506,9 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows:
         if not data: stop(f'{what}: name the folder of its pictures with --data')
-        out = out or Path(f'nbs/measured/{what}.csv')
+        out = out or Path(f'data/results/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-        try: typer.echo(_warned(save_rows, rows(), out))
+        try: typer.echo(_warned(save_rows, ({**r, 'commit': made_by()} for r in rows()), out))
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e: stop(str(e).splitlines()[0])
     elif what in BENCHES:
         if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
