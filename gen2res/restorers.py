@@ -170,7 +170,7 @@ def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:
     net = _quiet(SwinIR, img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8, mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)
     return RestorationModel(net, f'swinir{side}', 'SwinIR', multiple=8*fold, card=dict(side=side))
 
-# %% ../nbs/12_restorers.ipynb #fd3bf9eb
+# %% ../nbs/12_restorers.ipynb #56d1b558
 class Discriminator(nn.Module):
     "Real, or restored? One logit per pixel."
     def __init__(self, width:int=32):
@@ -200,7 +200,7 @@ class ImageLosses:
                  saturating:bool=False): # Eq. 6 as printed; else -log D, which has the same aim and a gradient when D is sure
         self.l1,self.perceptual,self.gan,self.by,self.saturating = l1,perceptual,gan,by,saturating
         self.seen = metric(by, str(device)).f if perceptual else None
-        self.D = Discriminator().to(device) if gan else None
+        self.D = Discriminator().to(device, memory_format=torch.channels_last) if gan else None   # a third faster in bf16
         self.opt = torch.optim.AdamW(self.D.parameters(), lr, betas=(.9, .99)) if gan else None
 
     def parts(self): return dict(D=self.D, opt_D=self.opt) if self.gan else {}
