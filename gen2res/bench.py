@@ -286,7 +286,7 @@ def _call(do, job): return do(job)
 
 ENGINES = {'local': lambda scheduler=None, **tls: local, 'dask': Dask}
 
-# %% ../nbs/16_bench.ipynb #006f4d96
+# %% ../nbs/16_bench.ipynb #00fe9e48
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -325,7 +325,6 @@ def _in_folders(folder, side):
     parts = [p.relative_to(folder).with_suffix('').parts for p in files]
     return dict(images=torch.cat([square(load_image(p), side) for p in files]), subject=np.array([p[0] for p in parts]), video=np.array([p[min(1, len(p)-1)] for p in parts]))
 
-@lru_cache
 def _git(*args):
     try: return subprocess.run(['git', '-C', Path(gen2res.__file__).parent, *args], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return ''
@@ -336,6 +335,7 @@ def made_by() -> str:
     ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
     return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__
 
+@lru_cache
 def data_hash(data, names:tuple) -> str: # files and folders of the data folder
     "12 hex digits: which pictures were measured?"
     inside = lambda p: sorted(q for q in p.rglob('*') if q.is_file()) if p.is_dir() else [p]*p.exists()

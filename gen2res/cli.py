@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'ForceOption', 'RestorerOption', 'TargetsK', 'TargetsL',
            'TargetsN', 'WorkOption', 'RestorerIters', 'RestorerPreset', 'RealOption', 'BatchOption', 'LrOption',
-           'Bf16Option', 'PerceptualOption', 'stop', 'restore', 'info', 'train', 'fetch', 'compare', 'degrade', 'faces',
-           'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'demo', 'bench', 'main']
+           'Bf16Option', 'PerceptualOption', 'stop', 'one_line', 'restore', 'info', 'train', 'fetch', 'compare',
+           'degrade', 'faces', 'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'demo', 'bench', 'main']
 
-# %% ../nbs/18_cli.ipynb #b791741f
+# %% ../nbs/18_cli.ipynb #532d3927
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
@@ -23,13 +24,19 @@ def stop(message):
     typer.echo(f'gen2res: {message}', err=True)
     raise typer.Exit(2)
 
+@contextmanager
+def one_line(*more, end=str): # more: other exceptions; end(): what to add
+    "What goes wrong in here ends the command with one line."
+    try: yield
+    except typer.Exit: raise                                            # a RuntimeError, too
+    except (ValueError, OSError, RuntimeError, *more) as e: stop((str(e) or type(e).__name__).splitlines()[0]+end())
+
 def _prior(name, device):
     "The prior, or one line and the end."
-    from gen2res.prior import PriorError, load_prior
-    try: return load_prior(name, device)
-    except (PriorError, RuntimeError) as e: stop(str(e).splitlines()[0])
+    from gen2res.prior import load_prior
+    with one_line(): return load_prior(name, device)
 
-# %% ../nbs/18_cli.ipynb #a6f017f1
+# %% ../nbs/18_cli.ipynb #ccae24d2
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -43,17 +50,19 @@ def _say(*lines, sep='\n'):
 
 def _restorer(p, recipe, generative, album, person, bf16, **kw):
     "The restorer that the options ask for."
-    import torch
     from gen2res.album import personal_album
-    from gen2res.restore import Restorer, recipe_arguments
+    from gen2res.restore import Restorer, recipe_K
     from gen2res.tune import load_person
     closed = recipe=='closed-form'
     if closed and album is None: raise ValueError('--recipe closed-form needs --album DIR')
     if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain', 'closed-form')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
     if generative is not None: recipe,kw['n'] = 'generative',generative
     if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side)
-    if person: p,kw['K'] = load_person(person, p, p.device),recipe_arguments('personal', torch.zeros(1, 3, p.side, p.side), p, kw['K'])['K']
+    if person:
+        p = load_person(person, p, p.device)
+        if kw['K'] is None: kw['K'] = recipe_K('personal', p)
     p.bf16 = bf16
+    if kw['K'] is not None and not 0<=kw['K']<=p.schedule.T: raise ValueError(f'--K must lie in 0..{p.schedule.T}, got {kw["K"]}')
     return Restorer(p, recipe or 'plain', **kw)
 
 def _one_pass(name, side, fidelity, device):
@@ -81,14 +90,14 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
             K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px).")]=None,
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps, e.g. 20.')]=None,
-            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of so many pictures (the paper: 16) from each photo first, and tune the prior on it: more faithful, minutes a photo.')]=None,
+            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures (the paper: 16) from each photo first, and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: pixels of its squares. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo; with --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[str, typer.Option(help='With an album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
+            tuning: Annotated[str, typer.Option(help='With --generative or --album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
             square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
@@ -108,14 +117,13 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     kw,progress,unfinished = dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty(),out/'.gen2res-unfinished'
     faces = dict(square=square, which=face or ('largest' if album or person else 'all'), box=_box(box), detector=detector)
     if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
-    if fidelity is not None and not restorer: stop("--fidelity is CodeFormer's: name its file with --restorer")
+    if not restorer and (fidelity is not None or side is not None): stop('--fidelity and --side are for --restorer')
+    if restorer and bf16: stop('--bf16 is for the prior, and --restorer uses none')
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device)
-    if K is not None and not 0<=K<=p.schedule.T: stop(f'--K must lie in 0..{p.schedule.T}, got {K}')
-    try:
+    with one_line():
         r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **faces, **kw)
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
 
@@ -147,7 +155,7 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
         place = where_is(name) or cache_path(name)
         typer.echo(f'{"":24} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
 
-# %% ../nbs/18_cli.ipynb #254b4f55
+# %% ../nbs/18_cli.ipynb #28aac399
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures, or an .npz with an array "images" (N x S x S x 3, uint8).')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the run; an existing run is resumed.')]=Path('runs/prior'),
@@ -156,7 +164,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           batch: Annotated[int, typer.Option(help='Pictures per iteration.')]=32,
           lr: Annotated[float, typer.Option(help='Peak learning rate.')]=5e-4,
           side: Annotated[int, typer.Option(help='Picture side in pixels.')]=64,
-          patch: Annotated[int, typer.Option(help='Fold patch x patch pixels into channels: patch^2 times cheaper.')]=2,
+          patch: Annotated[int, typer.Option(min=1, help='Fold patch x patch pixels into channels: patch^2 times cheaper.')]=2,
           min_snr: Annotated[Optional[float], typer.Option(help='Cap the weight of low-noise levels (min-SNR gamma).')]=20.,
           boost: Annotated[float, typer.Option(help='Raise the weight of high-noise levels by SNR to minus this power.')]=.5,
           width: Annotated[int, typer.Option(help='Channels of the finest level: more learn more and cost more.')]=64,
@@ -170,16 +178,15 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
     Example: gen2res train my_faces/ -o runs/mine --side 64 --iters 20000
     """
     from gen2res.train import Trainer, load_pictures, small_arch
-    try:
+    with one_line():
         images = load_pictures(data, side)
         held = load_pictures(val, side) if val else None
         trainer = Trainer(images, out, small_arch(side, patch, width), val=held, iters=iters, batch=batch, lr=lr, min_snr=min_snr, boost=boost,
                           sample_every=sample_every, seed=seed, amp=not fp32, compile=compiled, device=device, name=out.name)
         trainer.run(progress=sys.stderr.isatty())
-    except (OSError, ValueError, RuntimeError) as e: stop(str(e).splitlines()[0])
     typer.echo(out/'prior')
 
-# %% ../nbs/18_cli.ipynb #bbcb0c97
+# %% ../nbs/18_cli.ipynb #1c509624
 @app.command()
 def fetch(names: Annotated[List[str], typer.Argument(help='Priors (see `gen2res info`) or metrics (see `gen2res info --metrics`).')]):
     """Download the weights of priors and metrics ahead of time.
@@ -207,10 +214,10 @@ def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of ea
     from gen2res.metrics import TABLES, compare as compare_
     if form not in TABLES: stop(f'no format {form!r}; there is: {", ".join(TABLES)}')
     pairs = dict(f.split('=', 1) if '=' in f else (Path(f).name, f) for f in folders)
-    try: typer.echo(TABLES[form](compare_(pairs, gt, metrics.split(','), reference, device or 'cpu')))
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
+    if len(pairs)<len(folders): stop('two of the folders have one name; give NAME=FOLDER')
+    with one_line(): typer.echo(TABLES[form](compare_(pairs, gt, metrics.split(','), reference, device or 'cpu')))
 
-# %% ../nbs/18_cli.ipynb #77d364a1
+# %% ../nbs/18_cli.ipynb #602ce83c
 def _numbers(pairs):
     "['iso=800', ...] as numbers."
     try: return {k: float(v) for k,v in (p.split('=') for p in pairs)}
@@ -230,11 +237,10 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     """
     from gen2res.degrade import degrade_files
     fixed = _numbers(set_ or []) | ({} if scale is None else {'scale': scale})
-    try: failed = degrade_files(photos, recipe, out, seed, force, sys.stderr.isatty(), _say, **fixed)
-    except (ValueError, OSError) as e: stop(e)
+    with one_line(): failed = degrade_files(photos, recipe, out, seed, force, sys.stderr.isatty(), _say, **fixed)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #494b0fe3
+# %% ../nbs/18_cli.ipynb #5575a902
 @app.command()
 def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Folder for copies with the faces marked and numbered.')]=None,
@@ -249,8 +255,7 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
         photo = load_photo(path); found = find_faces(photo, detector=detector)
         _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for i,f in enumerate(found)))
         if out: _say(save_image(marked(photo, found), out/f'{path.stem}_faces.png', overwrite=force))
-    try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
-    except (ValueError, OSError) as e: stop(e)
+    with one_line(): failed = each_file(photos, one, sys.stderr.isatty(), _say)
     if failed: raise typer.Exit(2)
 
 @app.command()
@@ -258,7 +263,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
-          every: Annotated[int, typer.Option(min=0, help='Guide on every so-manieth step; 0 is never.')]=20,
+          every: Annotated[int, typer.Option(min=0, help='Guide on every n-th step; 0 is never.')]=20,
           scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default chosen for 64 px, else that of the published code.')]=None,
           steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps; then --every wants a smaller number, too.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
@@ -277,8 +282,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         keep_only(out/path.stem, range(seed, seed+n))
         _say(out/path.stem, save_image(album_sheet(pictures), out/f'{path.stem}_sheet.png', overwrite=True))
-    try: failed = each_file(photos, one, sys.stderr.isatty(), _say)
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
+    with one_line(): failed = each_file(photos, one, sys.stderr.isatty(), _say)
     if failed: raise typer.Exit(2)
 
 @app.command()
@@ -302,14 +306,14 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
-    if state.exists() and not (state/'state.pt').exists(): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
+    if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
     p = _prior(prior, device)
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
-    try: typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0] + (f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''))
+    with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''):
+        typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #b843575c
+# %% ../nbs/18_cli.ipynb #e0d70fcf
 RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
@@ -344,8 +348,7 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
     """
     from gen2res.pseudo import make_targets
     failed,p = [],_prior(prior, device)
-    try: done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch, sys.stderr.isatty(), lambda s: failed.append(s) or _say(s))
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
+    with one_line(): done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch, sys.stderr.isatty(), lambda s: failed.append(s) or _say(s))
     _say(f'{len(done)} targets in {out}')
     if failed: raise typer.Exit(2)
 
@@ -371,7 +374,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
                   made: Annotated[Path, typer.Argument(metavar='TARGETS', help='Folder of `gen2res targets`, or of clean pictures with the same names.')],
                   out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('tuned.safetensors'),
                   restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=20_000, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
-                  perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 16. Default: the restorer's.")]=None,
+                  perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
                   work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Train a restorer further on photos and their pseudo targets (DT-BFR, Sec. 3.4).
 
@@ -381,10 +384,9 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
     from gen2res.restorers import tune_restorer as tune_
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     kw = _tuning(preset, iters, batch, lr, bf16, seed)
-    try:
+    with one_line():
         r = _trainable(restorer, device, fidelity, out)
         _say(save_restorer(tune_(r, photos, made, real, side or r.side, work, losses=_image_losses(real, perceptual), **kw), out))
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
 @app.command()
 def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: hundreds of them, damaged in the same unknown way.')],
@@ -400,13 +402,12 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     from gen2res.restorers import adapt as adapt_, save_restorer
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     failed,p,kw = [],_prior(prior, device),_tuning(preset, iters, batch, lr, bf16, seed)
-    try:
+    with one_line():
         r = _trainable(restorer, device, fidelity, out)
         _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual), **kw), out))
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #502a0db7
+# %% ../nbs/18_cli.ipynb #5866d177
 @app.command()
 def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "astronaut" for a built-in example with a known truth.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('explored'),
@@ -426,12 +427,11 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
     p,example = _prior(prior, device),photo=='astronaut' and not Path('astronaut').exists()
     stem = out/f'{Path(photo).stem}_K'
     if Path(f'{stem}.csv').exists() and not force: stop(f'{stem}.csv: exists already; --force replaces it')
-    try:
+    with one_line():
         y,truth = damaged_astronaut(p.side) if example else (read_face(photo, p.side)[0], None)
         lab = Lab(y, p, truth, steps=steps, folder=out/'.gen2res-unfinished')
         _say(*explore_K(lab, stem, recipe, seeds, sys.stderr.isatty()))
         shutil.rmtree(lab.folder)                                       # faces are personal data
-    except (ValueError, OSError, RuntimeError) as e: stop(str(e).splitlines()[0])
 
 # %% ../nbs/18_cli.ipynb #87ba8e4f
 @app.command()
@@ -449,7 +449,7 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(e)
 
-# %% ../nbs/18_cli.ipynb #41262279
+# %% ../nbs/18_cli.ipynb #09ced116
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -508,13 +508,11 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         out = out or Path(f'data/results/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-        try: typer.echo(_warned(save_rows, ({**r, 'commit': made_by()} for r in rows()), out))
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as e: stop(str(e).splitlines()[0])
+        with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': made_by()} for r in rows()), out, sys.stderr.isatty()))
     elif what in BENCHES:
         if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
-        try:
+        with one_line():
             for line in BENCHES[what](_shaped(shape, device) if shape else _prior(prior, device), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
-        except (OSError, ValueError, RuntimeError) as e: stop(str(e).splitlines()[0])
     else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')
 
 def main():

@@ -20,7 +20,7 @@ class Constraint:
     def on_mean(self, st): "May change st.mean, before noise is added."
     def on_sample(self, st): "May change st.x_next."
 
-# %% ../nbs/05_constraints.ipynb #71359a75
+# %% ../nbs/05_constraints.ipynb #4b89ab92
 NORMS = {'l2': lambda d: d.flatten(1).norm(dim=1), 'l2sq': lambda d: d.flatten(1).pow(2).sum(1), 'l1': lambda d: d.flatten(1).abs().sum(1)}
 
 class Guide(Constraint):
@@ -28,7 +28,7 @@ class Guide(Constraint):
     backprop = True
     def __init__(self, y, # B x 3 x H x W in [-1, 1], the photo
                  scale:float=.3, # strength; depends on the picture's side and on the norm
-                 every:int=1, # guide on every so-manieth of the steps taken, counted from the end; 0: only on `last`
+                 every:int=1, # guide on every n-th of the steps taken, counted from the end; 0: only on `last`
                  last:int=0, # also on the `last` highest indices of the schedule
                  first:int=0, # never below this index
                  norm:str='l2', filter=lambda x: x, # of both pictures before they are compared

@@ -9,7 +9,7 @@ __all__ = ['Pred', 'FORMAT', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS', 'weights
            'save_net', 'load_net', 'cache_path', 'where_is', 'online', 'sha256_of', 'fetch', 'hub_files', 'best_device',
            'is_repo', 'load_prior']
 
-# %% ../nbs/03_prior.ipynb #5a16309c
+# %% ../nbs/03_prior.ipynb #6355b063
 import hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
 from collections import namedtuple
 from numbers import Integral
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 import gen2res
 from .images import atomic
-from .schedule import Schedule, per_image
+from .schedule import Schedule
 from .unet import FAMILIES, UNet
 
 # %% ../nbs/03_prior.ipynb #fdedd378
@@ -91,7 +91,7 @@ class GaussianPrior(Pictures):
         x0 = self.mean + gain*(x - math.sqrt(a)*self.mean)
         return Pred(x0, (x - math.sqrt(a)*x0)/math.sqrt(1-a), None)
 
-# %% ../nbs/03_prior.ipynb #dccadfd3
+# %% ../nbs/03_prior.ipynb #311c0f44
 class PriorError(ValueError):
     "A prior that cannot be loaded. The message is one line: which, why, and what to do."
 
@@ -116,12 +116,13 @@ def _network(arch, where):
 
 def build_prior(cfg:dict, state:dict, where='prior') -> Prior:
     "A prior from its configuration and weights, ready to use on the CPU."
-    try: model,schedule = _network(cfg['arch'], where),_schedule(cfg['schedule'])
+    try: prior = Prior(_network(cfg['arch'], where), _schedule(cfg['schedule']), cfg['side'], cfg['variance'], cfg['name'], cfg.get('card'))
     except PriorError: raise
     except KeyError as e: raise PriorError(f'{where}: its configuration lacks {e}') from None
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as e: raise PriorError(f'{where}: its configuration cannot be used ({e})') from None
-    _load_state(model, state, where)
-    return Prior(model.eval().requires_grad_(False), schedule, cfg['side'], cfg['variance'], cfg['name'], cfg.get('card'))
+    _load_state(prior.model, state, where)
+    prior.model.eval().requires_grad_(False)
+    return prior
 
 def _load_state(model, state, where):
     "Strict loading with a short complaint."
@@ -137,6 +138,7 @@ def save_prior(prior:Prior,
     "Write a prior so that `load_prior(path)` gives it back."
     if prior.latent: return prior.save(path, dtype)
     path,cfg = Path(path),json.dumps(prior_config(prior), indent=1)
+    if path.suffix in ('.pt', '.pth', '.ckpt', '.bin'): raise ValueError(f'{path}: a prior is written to a folder, or to a file that ends in .safetensors')
     state = {k: v.detach().to('cpu', dtype).contiguous() for k,v in prior.model.state_dict().items()}
     single = path.suffix=='.safetensors'
     with atomic(path if single else path/'model.safetensors') as f: f.write(save(state, {'gen2res': cfg} if single else {'format': 'pt'}))

@@ -266,7 +266,7 @@ class CodeLosses(ImageLosses):
         _,seen,x = super().__call__(restorer, y, target) if 'cft' in self.tuned else (0, {}, None)
         return sum((terms | seen).values()),terms | seen,x
 
-# %% ../nbs/12_restorers.ipynb #8bc18b89
+# %% ../nbs/12_restorers.ipynb #7007b210
 RESTORER_PRESETS = { # arguments of tune_restorer
     'paper':    dict(iters=20_000, batch=16, lr=1e-4, cosine=True, decay=1., floor=0.),  # DT-BFR, supplement C
     'released': dict(iters=20_000, batch=16, lr=2e-5, cosine=True, decay=1., floor=.25)} # the authors' released configuration: 2e-5 to 5e-6
@@ -286,6 +286,7 @@ class RestorerTuner(Run):
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         make = partial(CodeLosses, start=self.model, vqgan=vqgan) if restorer.arch=='CodeFormer' else ImageLosses
         self.losses = make(self.device, lr, **(losses or {}))
+        if self.losses.gan and (side or 0)%8: raise ValueError(f'the discriminator halves the side three times, and {side} is not a multiple of 8')
         if self.losses.gan and real is None: raise ValueError('the GAN loss compares with good photos: give `real`, or losses=dict(gan=0)')
         self.model.requires_grad_(False)
         self.trained = [p.requires_grad_(True) for p in self.losses.trained(self.model)]
@@ -346,17 +347,18 @@ def from_pairs(photos, targets): # N x 3 x S x S, uint8
         return to_unit(photos[i]),to_unit(targets[i])
     return pairs
 
-# %% ../nbs/12_restorers.ipynb #7472a037
+# %% ../nbs/12_restorers.ipynb #d07bdd3f
 def tune_restorer(restorer, # of load_restorer; it is not touched
                   lq, targets, # folders (matched by name, as `make_targets` leaves them), .npz, or N x 3 x S x S tensors in uint8
                   real=None, # good photos of other people, likewise; needed by the GAN loss
-                  side:int=64, # pixels that files are squared and resized to
+                  side:int|None=None, # pixels that files are squared and resized to; None: the restorer's
                   out=None, # folder of the run: state, log, previews, restorer.safetensors
                   progress:bool=False, callback=None, # callback(run, loss) after each iteration; raise to stop
                   **kw # iters, batch, lr, losses, amp, ema, seed, ...: see RestorerTuner, Run and RESTORER_PRESETS
                  ) -> RestorationModel:
     "A restorer trained further on photos and their pseudo targets (DT-BFR, Sec. 3.4)."
     if restorer.scale!=1: raise ValueError(f'{restorer.name}: enlarges {restorer.scale} times; what is adapted must keep the size')
+    side = side or restorer.side
     photos,targets = _pairs(lq, targets, side)
     real = real if real is None or isinstance(real, torch.Tensor) else _faces(real, side)
     data = ' '.join(album_hash(v) for v in (photos, targets, real) if v is not None)

@@ -25,7 +25,7 @@ def test_photos_are_damaged_alike_and_differ_by_split(data):
     y,truth = photos(data, '8 severe', 'val'); again,_ = photos(data, '8 severe', 'val', 2)
     assert y.shape==truth.shape==(3,3,64,64) and torch.equal(y[:2], again) and not torch.equal(photos(data, '4 severe', 'val')[0], y)
 
-ONCE = [n for n in {f: n for n,f in reversed(list(TABLES.items()))}.values() if n not in ('5','8','27')] # those with several numbers by their first
+ONCE = [n for n in {f: n for n,f in reversed(list(TABLES.items()))}.values() if n not in ('5','8','9','16','27')] # those with several numbers by their first; 9 and 16 are 4 and 15 on other photos
 
 @pytest.mark.parametrize('name', ONCE)
 def test_every_table(name, bench, tmp_path):
