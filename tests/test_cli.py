@@ -132,7 +132,7 @@ def damaged_face():
     from gen2res.restore import damaged_astronaut
     return damaged_astronaut()[0]
 
-@pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), "not a person's file"), (('--album', 'nowhere'), 'nowhere'),
+@pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), 'no such file'), (('--recipe', 'personal'), 'say --album DIR'), (('--album', 'nowhere'), 'nowhere'),
                                        (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)

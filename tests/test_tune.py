@@ -99,7 +99,7 @@ def test_one_line(tiny, tmp_path):
     with pytest.raises(ValueError, match='ends in .safetensors'): save_person(tiny, tmp_path/'her.pt')
     (tmp_path/'her.safetensors').write_bytes(b'nonsense')
     with pytest.raises(PriorError, match="not a person's file"): load_person(tmp_path/'her.safetensors', tiny)
-    with pytest.raises(PriorError, match="not a person's file"): load_person(tmp_path/'none.safetensors', tiny)
+    with pytest.raises(PriorError, match="no such file"): load_person(tmp_path/'none.safetensors', tiny)
 
 def test_binned(): assert binned([1.,2.,3.,4.], 2)==[1.5,3.5] and binned([1.], 40)==[1.]
 
