@@ -7,13 +7,14 @@ __all__ = ['ALBUM_K', 'ALBUM_EVERY', 'PAPER_SIDE', 'GUIDE_SCALES', 'PUBLISHED_SC
            'album_K', 'guide_scale', 'as_saved', 'generative_album', 'album_record', 'keep_only', 'in_batches',
            'read_album', 'strangers', 'album_worries', 'personal_album', 'album_sheet']
 
-# %% ../nbs/08_album.ipynb #a515f003
+# %% ../nbs/08_album.ipynb #adf64484
 import hashlib, json, warnings
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from PIL import Image
+from tqdm.auto import tqdm
 from .constraints import NORMS, Guide
 from .embedder import embed, load_embedder
 from .faces import face_cut
@@ -111,7 +112,7 @@ def in_batches(do, items, batch:int): # do(some) -> their results
             torch.cuda.empty_cache()
         else: items = items[batch:]
 
-# %% ../nbs/08_album.ipynb #81afe62c
+# %% ../nbs/08_album.ipynb #756461c8
 Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
 FEW = 5 # pictures; a rule of thumb
@@ -136,11 +137,11 @@ def _judged(members):
     yield from (m for m in members if m.verdict)
 
 def read_album(folder, # or a list of files
-               side:int=64) -> list: # of Member, in the order of their names
+               side:int=64, progress:bool=False) -> list: # of Member, in the order of their names
     "Every file of an album and what became of it. Raises ImageError if there is none."
     files = list_images([folder] if isinstance(folder, (str, Path)) else folder)
     if not files: raise ImageError(f'{folder}: no pictures here')
-    return sorted(_judged([_member(p, side) for p in files]), key=lambda m: m.path)
+    return sorted(_judged([_member(p, side) for p in tqdm(files, disable=not progress, desc='album', unit='photo')]), key=lambda m: m.path)
 
 UNLIKE = .2 # see strangers
 
@@ -156,16 +157,16 @@ def album_worries(members, side) -> list: # lines of text
     "What is wrong with an album as a whole."
     good,sizes = [m for m in members if not m.verdict],[m.size for m in members if not m.verdict]
     low = sum(s<side for s in sizes)
-    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; the prior may learn them by heart. About 20 are good'),
+    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; the prior may learn {"it" if len(good)==1 else "them"} by heart. About 20 are good'),
                (low>0, f'{low} of {len(good)} are smaller than {side} pixels and were enlarged: the prior will learn their blur'),
                (max(sizes)>4*min(sizes), f'sizes from {min(sizes)} to {max(sizes)} pixels: the small ones are blurred beside the others')]
     return [text for wrong,text in worries if wrong] + [f'{m.path.name}: looks unlike the others; is it the same person?' for m in strangers(members)]
 
 def personal_album(folder, # folder of photos of one person, or a list of files
                    side:int=64, # the prior's
-                  ) -> torch.Tensor: # N x 3 x side x side in [-1, 1]
+                   progress:bool=False) -> torch.Tensor: # N x 3 x side x side in [-1, 1]
     "The usable pictures of an album (Gen2Res, Sec. 3.3). Warns of what should worry; raises ImageError if nothing is usable."
-    members,name = read_album(folder, side),'the album' if isinstance(folder, (list, tuple)) else folder
+    members,name = read_album(folder, side, progress),'the album' if isinstance(folder, (list, tuple)) else folder
     good = [m.image for m in members if not m.verdict]
     if not good: raise ImageError(f'{name}: none of {len(members)} files can be used ({members[0].path.name}: {members[0].verdict})')
     for m in members:

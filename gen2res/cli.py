@@ -8,9 +8,11 @@ __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'ForceOption'
            'Bf16Option', 'PerceptualOption', 'stop', 'one_line', 'restore', 'info', 'train', 'fetch', 'compare',
            'degrade', 'faces', 'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'demo', 'bench', 'main']
 
-# %% ../nbs/18_cli.ipynb #532d3927
+# %% ../nbs/18_cli.ipynb #219f6d4b
 import sys
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, List, Optional
 import typer
@@ -36,7 +38,7 @@ def _prior(name, device):
     from gen2res.prior import load_prior
     with one_line(): return load_prior(name, device)
 
-# %% ../nbs/18_cli.ipynb #ccae24d2
+# %% ../nbs/18_cli.ipynb #d5162a8a
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
@@ -51,18 +53,23 @@ def _say(*lines, sep='\n'):
 def _restorer(p, recipe, generative, album, person, bf16, **kw):
     "The restorer that the options ask for."
     from gen2res.album import personal_album
-    from gen2res.restore import Restorer, recipe_K
+    from gen2res.restore import TUNED, At, Restorer, recipe_K
     from gen2res.tune import load_person
     closed = recipe=='closed-form'
     if closed and album is None: raise ValueError('--recipe closed-form needs --album DIR')
-    if sum([generative is not None, album is not None, person is not None, recipe not in (None, 'plain', 'closed-form')])>1: raise ValueError('--generative, --album, --person and --recipe exclude each other')
+    if recipe in TUNED: raise ValueError(f'--recipe {recipe}: say {"--generative N" if recipe=="generative" else "--album DIR"} instead')
+    asked = {'--generative': generative, '--album': album, '--person': person, f'--recipe {recipe}': recipe if recipe not in (None, 'plain', 'closed-form') else None}
+    if len(two := [o for o,v in asked.items() if v is not None])>1: raise ValueError(f'{two[0]} and {two[1]} exclude each other')
+    if album is not None and not album.is_dir(): raise ValueError(f'{album}: no such folder')
+    if person is not None and person.is_dir() and not (person/'config.json').exists(): raise ValueError(f'{person}: is a folder of something else than a prior; for photos of the person use --album')
     if generative is not None: recipe,kw['n'] = 'generative',generative
-    if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side)
+    if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side, kw['progress'])
     if person:
         p = load_person(person, p, p.device)
         if kw['K'] is None: kw['K'] = recipe_K('personal', p)
     p.bf16 = bf16
     if kw['K'] is not None and not 0<=kw['K']<=p.schedule.T: raise ValueError(f'--K must lie in 0..{p.schedule.T}, got {kw["K"]}')
+    if (kw['K'] or 0) > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
     return Restorer(p, recipe or 'plain', **kw)
 
 def _one_pass(name, side, fidelity, device):
@@ -88,15 +95,15 @@ def _box(text):
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
-            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px).")]=None,
-            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps, e.g. 20.')]=None,
+            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px, where from 150 on most is invented). `gen2res explore` shows them all.")]=None,
+            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. A number, ddimN, or numbers for each section, e.g. 10,15,20.')]=None,
             generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures (the paper: 16) from each photo first, and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
-            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: pixels of its squares. Default: what its card says, else 512.')]=None,
+            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
-            recipe: Annotated[Optional[str], typer.Option(help='plain, difface, ilvr, dda, pgdiff, diffbir, dr2 or pseudo; with --album also closed-form, which tunes nothing.')]=None,
+            recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
             tuning: Annotated[str, typer.Option(help='With --generative or --album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
@@ -106,7 +113,9 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
             bf16: Annotated[bool, typer.Option('--bf16', help='Compute the prior in bfloat16: faster where the hardware can, and slightly different pictures.')]=False,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
-    """Restore the faces in each photo: writes NAME_restored.png, the photo with its faces restored, a before/after sheet and a record.
+    """Restore the faces in each photo.
+
+    Writes NAME_restored.png, the photo with its faces restored, a before/after sheet and a record.
 
     Killed while it makes an album or tunes, and started again, it goes on where it was.
 
@@ -123,11 +132,11 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     p = None if restorer else _prior(prior, device)
     with one_line():
         r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
-        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else restore_files(photos, r, progress=progress, **faces, **kw)
+        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #613f9c62
+# %% ../nbs/18_cli.ipynb #5b5e6873
 def _status(name):
     from gen2res.prior import PRIORS, shipped, where_is
     return 'shipped' if shipped(name) else 'cached' if where_is(name) else 'can be fetched' if PRIORS[name].url else 'by hand'
@@ -141,7 +150,7 @@ def _info_metrics():
 
 @app.command()
 def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metrics instead: which can run here, and what the others lack.')]=False):
-    """List the priors: side, size, licence, and whether they are here.
+    """List the priors, their licences, and which are here.
 
     Example: gen2res info
     """
@@ -155,7 +164,7 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
         place = where_is(name) or cache_path(name)
         typer.echo(f'{"":24} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
 
-# %% ../nbs/18_cli.ipynb #28aac399
+# %% ../nbs/18_cli.ipynb #b6cf9775
 @app.command()
 def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures, or an .npz with an array "images" (N x S x S x 3, uint8).')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the run; an existing run is resumed.')]=Path('runs/prior'),
@@ -173,7 +182,9 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           fp32: Annotated[bool, typer.Option('--fp32', help='Full precision: for processors without bf16.')]=False,
           compiled: Annotated[bool, typer.Option('--compile', help='torch.compile the network (needs a C++ compiler on the CPU).')]=False,
           device: DeviceOption=None):
-    """Train a prior on your own pictures. Stop and start it as you like: it resumes.
+    """Train a prior on your own pictures.
+
+    Stop and start it as you like: it resumes.
 
     Example: gen2res train my_faces/ -o runs/mine --side 64 --iters 20000
     """
@@ -186,10 +197,10 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
         trainer.run(progress=sys.stderr.isatty())
     typer.echo(out/'prior')
 
-# %% ../nbs/18_cli.ipynb #1c509624
+# %% ../nbs/18_cli.ipynb #4c14e762
 @app.command()
 def fetch(names: Annotated[List[str], typer.Argument(help='Priors (see `gen2res info`) or metrics (see `gen2res info --metrics`).')]):
-    """Download the weights of priors and metrics ahead of time.
+    """Download weights ahead of time.
 
     Example: gen2res fetch lpips musiq
     """
@@ -207,7 +218,9 @@ def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of ea
             metrics: Annotated[str, typer.Option('--metrics', '-m', help='Names, separated by commas (see `gen2res info --metrics`).')]='psnr,ssim',
             reference: Annotated[Optional[Path], typer.Option(help='For metrics of sets: an .npz with mu and sigma instead of the true pictures.')]=None,
             form: Annotated[str, typer.Option('--format', help='markdown, latex or csv.')]='markdown', device: DeviceOption=None):
-    """Compare methods by their output folders: means with 95 % bootstrap intervals over the pictures.
+    """Compare methods by their output folders.
+
+    Means with 95 % bootstrap intervals over the pictures.
 
     Example: gen2res compare ours=out1 vqfr=out2 --gt gt --metrics psnr,ssim,spectrum
     """
@@ -217,7 +230,7 @@ def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of ea
     if len(pairs)<len(folders): stop('two of the folders have one name; give NAME=FOLDER')
     with one_line(): typer.echo(TABLES[form](compare_(pairs, gt, metrics.split(','), reference, device or 'cpu')))
 
-# %% ../nbs/18_cli.ipynb #602ce83c
+# %% ../nbs/18_cli.ipynb #4fa7a1ae
 def _numbers(pairs):
     "['iso=800', ...] as numbers."
     try: return {k: float(v) for k,v in (p.split('=') for p in pairs)}
@@ -231,7 +244,9 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             set_: Annotated[Optional[List[str]], typer.Option('--set', help='Fix one of the numbers that are otherwise drawn, e.g. --set iso=800; the manifest shows their names. Repeatable.')]=None,
             seed: Annotated[int, typer.Option(min=0, help='The same seed damages the same file in the same way.')]=0,
             force: ForceOption=False):
-    """Damage good photos on purpose, to measure with: writes PNGs and manifest.json, which holds every number drawn.
+    """Damage good photos on purpose, to measure with.
+
+    Writes PNGs and manifest.json, which holds every number drawn.
 
     Example: gen2res degrade portraits/ -o damaged --recipe camera:severe --scale 8 --seed 0
     """
@@ -240,12 +255,14 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     with one_line(): failed = degrade_files(photos, recipe, out, seed, force, sys.stderr.isatty(), _say, **fixed)
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #5575a902
+# %% ../nbs/18_cli.ipynb #4f2b2180
 @app.command()
 def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Folder for copies with the faces marked and numbered.')]=None,
           detector: Annotated[str, typer.Option(help='cascade, or yunet.')]='cascade', force: ForceOption=False):
-    """List the faces in each photo, numbered as `restore --face` takes them.
+    """List and number the faces in each photo.
+
+    With the numbers that `restore --face` takes.
 
     Example: gen2res faces family.jpg -o marked
     """
@@ -268,7 +285,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
           steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps; then --every wants a smaller number, too.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           prior: PriorOption='faces64', device: DeviceOption=None):
-    """Make a generative album from each photo: clean pictures that resemble it.
+    """Make an album of clean pictures that resemble a photo.
 
     Example: gen2res album old.jpg -o albums --n 16
     """
@@ -291,10 +308,12 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
          preset: Annotated[str, typer.Option(help='fast; generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='fast',
          iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
          lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
-         lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only: a small file, for this prior alone.')]=None,
+         lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only, at ten times the rate: a small file, for this prior alone, and less of the person. Needs the extra [lora].')]=None,
          seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0,
          prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
-    """Tune the prior on an album. Killed and started again, it goes on where it was.
+    """Tune the prior on an album, for `restore --person`.
+
+    Killed and started again, it goes on where it was.
 
     Example: gen2res tune photos_of_her/ -o her.safetensors --lora 4
     """
@@ -306,14 +325,16 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
+    if lora and not find_spec('peft'): stop('--lora needs the package peft: pip install "gen2res[lora]"')
     if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
     p = _prior(prior, device)
+    if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
     with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''):
-        typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side), folder=state, progress=sys.stderr.isatty(), **kw), out))
+        typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side, sys.stderr.isatty()), folder=state, progress=sys.stderr.isatty(), **kw), out))
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
-# %% ../nbs/18_cli.ipynb #e0d70fcf
+# %% ../nbs/18_cli.ipynb #e61c7312
 RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
@@ -342,7 +363,9 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in so many steps. Default: a quarter of K.')]=None,
             seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, batch: Annotated[int, typer.Option(min=1, help='Pictures at a time.')]=16,
             prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None):
-    """Make pseudo targets: a restorer's outputs, cleaned by the prior (DT-BFR, Algorithm 1).
+    """First half of `adapt`: clean what a restorer makes.
+
+    Pseudo targets: a restorer's outputs, cleaned by the prior (DT-BFR, Algorithm 1).
 
     Example: gen2res targets photos/ -o targets --restorer swinir64 --N 2
     """
@@ -376,7 +399,9 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
                   restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=20_000, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
                   perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
                   work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
-    """Train a restorer further on photos and their pseudo targets (DT-BFR, Sec. 3.4).
+    """Second half of `adapt`: train the restorer on that.
+
+    Train it further on photos and their pseudo targets (DT-BFR, Sec. 3.4).
 
     Example: gen2res tune-restorer photos/ targets/ --real portraits/ -o tuned.safetensors --iters 2000
     """
@@ -395,7 +420,10 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
           perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
           work: WorkOption=Path('adapting'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
           prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
-    """The whole of DT-BFR: pseudo targets of your photos, then a restorer tuned on them, which needs no prior afterwards.
+    """Teach a fast restorer the damage of your photos.
+
+    The whole of DT-BFR: pseudo targets of your photos, then a restorer tuned on them, which needs no prior afterwards.
+    Targets and run stay in --work.
 
     Example: gen2res adapt --restorer swinir64 --lq photos/ --real portraits/ -o adapted.safetensors --iters 2000
     """
@@ -407,7 +435,7 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
         _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual), **kw), out))
     if failed: raise typer.Exit(2)
 
-# %% ../nbs/18_cli.ipynb #5866d177
+# %% ../nbs/18_cli.ipynb #a9908471
 @app.command()
 def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "astronaut" for a built-in example with a known truth.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('explored'),
@@ -415,7 +443,9 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
             seeds: Annotated[int, typer.Option(min=1, help='Restorations at each K.')]=3,
             steps: Annotated[int, typer.Option(min=1, help='Of each walk, at most.')]=50,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
-    """How much noise? The photo restored from every K: writes NAME_K.csv, its curves as .png and .svg, and the pictures.
+    """How much noise? One photo restored from every K.
+
+    Writes NAME_K.csv, its curves as .png and .svg, and the pictures.
 
     Killed and started again, it goes on where it was.
 
@@ -433,11 +463,13 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
         _say(*explore_K(lab, stem, recipe, seeds, sys.stderr.isatty()))
         shutil.rmtree(lab.folder)                                       # faces are personal data
 
-# %% ../nbs/18_cli.ipynb #87ba8e4f
+# %% ../nbs/18_cli.ipynb #a2c705b0
 @app.command()
-def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
+def demo(port: Annotated[int, typer.Option(min=1, max=65535, help='Of the page.')]=7860,
          host: Annotated[str, typer.Option(help='127.0.0.1 is for this computer alone; 0.0.0.0 lets others in.')]='127.0.0.1'):
-    """Start the web page: upload, restore, albums, restorers, ablations. Needs the extra [demo].
+    """Start the web page; needs the extra [demo].
+
+    Upload, restore, albums, restorers, ablations.
 
     Example: gen2res demo
     """
@@ -447,9 +479,9 @@ def demo(port: Annotated[int, typer.Option(help='Of the page.')]=7860,
     if page is None: stop('the page is not part of this installation')
     try: runpy.run_path(str(page))['launch'](server_name=host, server_port=port)
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
-    except OSError as e: stop(e)
+    except OSError as e: stop(f'{host}:{port}: the page cannot be served there; choose another --port ({str(e).splitlines()[0]})')
 
-# %% ../nbs/18_cli.ipynb #09ced116
+# %% ../nbs/18_cli.ipynb #664455e0
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -493,7 +525,9 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
           tls_cert: Annotated[Optional[Path], typer.Option(help='TLS: our certificate.')]=None,
           tls_key: Annotated[Optional[Path], typer.Option(help='TLS: its key.')]=None):
-    """Benchmarks and measurements: speed as ratios in one run, quality as tables.
+    """Benchmarks and measurements.
+
+    Speed as ratios in one run, quality as tables.
 
     Example: gen2res bench metrics --data faces
     """

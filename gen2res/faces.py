@@ -288,7 +288,7 @@ def _sampled_square(x, face, rows, cols, padding):
     at = torch.stack([(dx*math.cos(a)+dy*math.sin(a))*n, (dy*math.cos(a)-dx*math.sin(a))*n], -1)+x.shape[-1]/2
     return _sampled(x, at, padding, 'bicubic')
 
-# %% ../nbs/13_faces.ipynb #03ee1e90
+# %% ../nbs/13_faces.ipynb #7d5ef5eb
 LOOK = 1600 # pixels of the longer side at which faces are looked for
 
 def find_faces(photo:Image.Image, **kw) -> list: # kw: of detect -> of Face, in the photo's pixels
@@ -331,7 +331,7 @@ def chosen(faces, which:str='all') -> list: # which: all, largest, or numbers wi
     if which in ('all', ''): return faces
     if which=='largest': return [max(faces, key=lambda f: f.side)]
     try: return [faces[int(i)] for i in which.split(',')]
-    except (ValueError, IndexError): raise ImageError(f'--face {which}: there are {len(faces)} faces, 0 to {len(faces)-1}; say all, largest, or numbers like 0,2') from None
+    except (ValueError, IndexError): raise ImageError(f'--face {which}: not one of those found here ({", ".join(map(str, range(len(faces))))}); say all, largest, or numbers like 0,2') from None
 
 def look_for(photo:Image.Image, which:str='all', box=None, **kw) -> tuple: # box: x, y, w, h; kw: of detect -> (faces, how)
     "Which squares of a photo are to be restored. how: 'box', 'centre', 'aligned' or 'square' (all of it), 'face'. Raises ImageError if there is none."

@@ -188,7 +188,7 @@ def each_file(paths, do, # do(path) for each picture
         except (ImageError, OSError) as e: failed.append(path); report(f'failed: {e}')
     return failed
 
-# %% ../nbs/00_images.ipynb #e9fbd5d0
+# %% ../nbs/00_images.ipynb #dc2d85a5
 def _tiles(images):
     "One Pillow image per picture, from a batch, a list of batches, or Pillow images."
     if isinstance(images, (torch.Tensor, Image.Image)): images = [images]
@@ -199,11 +199,17 @@ def _fit(im, side):
     r = side/max(im.size)
     return im.convert('RGB').resize([max(1, round(s*r)) for s in im.size], Image.Resampling.NEAREST if r>1 else Image.Resampling.LANCZOS)
 
+def _font(text, size):
+    "Pillow's own has no accents: then that of matplotlib."
+    if text.isascii(): return ImageFont.load_default(size)
+    from matplotlib import get_data_path
+    return ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', size)
+
 def _label(sheet, text, x, y, width):
     "Text centred at (x, y), in a size that fits the tile."
     size = max(11, width//14)
-    while size>7 and ImageFont.load_default(size).getlength(text) > width: size -= 1
-    ImageDraw.Draw(sheet).text((x, y), text, fill='black', anchor='mm', font=ImageFont.load_default(size))
+    while size>7 and _font(text, size).getlength(text) > width: size -= 1
+    ImageDraw.Draw(sheet).text((x, y), text, fill='black', anchor='mm', font=_font(text, size))
 
 def grid(images, # B x 3 x H x W, or a list of tensors and Pillow images of any size
          labels=None, # one string per picture, drawn above it

@@ -9,8 +9,8 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'TUNED', 'OWN', 'ALBUMS', 'NOTICE', '
            'result_paths', 'restore_square', 'restored_faces', 'restore_photo', 'restore_example', 'restore_file',
            'restore_files']
 
-# %% ../nbs/10_restore.ipynb #a6006371
-import hashlib, json, shutil
+# %% ../nbs/10_restore.ipynb #76ba9673
+import hashlib, json, shutil, warnings
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -234,7 +234,7 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
     "The labelled sheet that is saved beside each result."
     return grid(pictures, labels, side=side, pad=8, cols=min(4, len(pictures)))
 
-# %% ../nbs/10_restore.ipynb #bbb59d87
+# %% ../nbs/10_restore.ipynb #078bbe46
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
@@ -307,6 +307,7 @@ def restore_file(path, restorer, out='restored', force:bool=False,
     to = dict(name=Path(path).stem, out=out, force=force, **kw)
     if square or max(photo.size)<=restorer.side:
         y,how = read_face(path, restorer.side)
+        if how!='face' and how!='aligned' and which!='centre': warnings.warn(f'{path}: no face found; all of it is restored as one')
         return restore_square(y, restorer, how=how, **to)
     try: faces,how = look_for(photo, which, box, detector=detector)
     except ImageError as e: raise ImageError(f'{path}: {e}') from None

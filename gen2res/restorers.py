@@ -347,7 +347,7 @@ def from_pairs(photos, targets): # N x 3 x S x S, uint8
         return to_unit(photos[i]),to_unit(targets[i])
     return pairs
 
-# %% ../nbs/12_restorers.ipynb #d07bdd3f
+# %% ../nbs/12_restorers.ipynb #a949b3c1
 def tune_restorer(restorer, # of load_restorer; it is not touched
                   lq, targets, # folders (matched by name, as `make_targets` leaves them), .npz, or N x 3 x S x S tensors in uint8
                   real=None, # good photos of other people, likewise; needed by the GAN loss
@@ -403,5 +403,6 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
          ) -> RestorationModel:
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
     if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
+    if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)   # before the long work
     make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report, watch=watch)
     return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)

@@ -120,7 +120,7 @@ def adapter_state(net, base, rank:int, tuned:dict) -> tuple: # (tensors, what th
     state = {k: v.detach().half().cpu().contiguous() for k,v in net.state_dict().items() if 'lora_' in k}
     return state,dict(format=ADAPTER, base=base.name, fingerprint=base.fingerprint(), rank=rank, tuned=tuned)
 
-# %% ../nbs/09_tune.ipynb #5eaabf0a
+# %% ../nbs/09_tune.ipynb #5e3117bb
 def save_person(prior, # of tune
                 path) -> Path: # ends in .safetensors
     "One file to restore this person with: the adapter if there is one, else the whole prior in half precision."
@@ -135,6 +135,7 @@ def _about(path):
     "What a person's file says of itself."
     try:
         with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('gen2res', '{}'))
+    except FileNotFoundError: raise PriorError(f'{path}: no such file; `gen2res tune` makes a person\'s file') from None
     except Exception as e: raise PriorError(f'{path}: not a person\'s file ({type(e).__name__}); `gen2res tune` makes one') from None
 
 PERSON = 'person.safetensors' # of a hub repository that holds an adapter

@@ -215,3 +215,21 @@ def test_bench_says_what_cannot_be():
     for args,said in ((('identity', '--engine', 'dask', '--scheduler', 'tcp://127.0.0.1:1'), 'runs here'), (('loop', '--engine', 'dask', '--scheduler', 'tcp://127.0.0.1:1'), 'runs here'),
                       (('claim-K', '--engine', 'dask', '--scheduler', 'garbage'), 'not the address'), (('claim-K', '--engine', 'dask', '--scheduler', 'tls://127.0.0.1:1'), '--tls-cert')):
         code,_,err = run('bench', *args); assert code==2 and said in err and err.count('\n')==1
+
+def test_mistakes_are_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'her.state').mkdir(); (tmp_path/'album').mkdir(); save_image(astronaut(80), tmp_path/'album'/'a.png')
+    code,_,err = run('tune', tmp_path/'album', '-o', 'her.safetensors', '--iters', 1); assert code==0, err                # killed before it had begun
+    code,_,err = run('adapt', '--lq', 'album', '--real', 'nowhere', '-o', 'a.safetensors', '--iters', 1); assert code==2 and 'nowhere' in err and not Path('adapting/targets').exists()
+    code,_,err = run('restore', 'album', '--person', 'album'); assert code==2 and 'use --album' in err
+    code,_,err = run('compare', 'x/results', 'y/results', '--gt', 'album'); assert code==2 and 'NAME=FOLDER' in err
+    code,_,err = run('bench', 'loop', '--prior', 'nobody'); assert code==2 and err.count('\n')==1
+    monkeypatch.setattr('gen2res.cli.find_spec', lambda name: None)
+    code,_,err = run('tune', tmp_path/'album', '--lora', 4); assert code==2 and 'gen2res[lora]' in err
+
+def test_what_should_be_noted(tmp_path):
+    save_image(astronaut(20), tmp_path/'tiny.png')
+    code,_,err = run('restore', tmp_path/'tiny.png', '-o', tmp_path/'o', '--K', 200, '--steps', 2); assert code==0 and 'most of a face is invented' in err
+    from skimage.data import grass
+    Image.fromarray(grass()).convert('RGB').resize((40, 40)).save(tmp_path/'grass.png')
+    code,_,err = run('restore', tmp_path/'grass.png', '-o', tmp_path/'o', '--steps', 2); assert code==0 and 'no face found; all of it is restored as one' in err

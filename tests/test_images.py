@@ -137,3 +137,8 @@ def test_grid_needs_a_label_each():
 def test_grid_sizes():
     assert grid(torch.zeros(5,3,8,8), cols=2, side=10, pad=1).size==(23, 34)
     assert grid([Image.new('RGB', (20,10))], labels=['x'], side=40).size==(48, 42)
+
+def test_labels_have_accents():
+    from gen2res.images import _font
+    assert _font('Tante Ännchen', 12).getname()[0]=='DejaVu Sans' and _font('a', 12).getname()[0]!='DejaVu Sans'
+    a,b = (np.array(grid([astronaut(64)], [t], side=200)) for t in ('Ä', 'é')); assert (a!=b).any()          # two boxes would be alike
