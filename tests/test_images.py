@@ -139,6 +139,7 @@ def test_grid_sizes():
     assert grid([Image.new('RGB', (20,10))], labels=['x'], side=40).size==(48, 42)
 
 def test_labels_have_accents():
+    from gen2res.images import astronaut, grid
     from gen2res.images import _font
     assert _font('Tante Ännchen', 12).getname()[0]=='DejaVu Sans' and _font('a', 12).getname()[0]!='DejaVu Sans'
     a,b = (np.array(grid([astronaut(64)], [t], side=200)) for t in ('Ä', 'é')); assert (a!=b).any()          # two boxes would be alike
