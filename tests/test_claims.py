@@ -22,7 +22,8 @@ def quick(monkeypatch):
     for name,Ks in (('KS', (50,200)), ('OWN_KS', (100,))): monkeypatch.setattr(claims, name, Ks)
 
 def small(monkeypatch):
-    "Walks of two steps."
+    "Walks of two steps, two queries a person."
+    monkeypatch.setattr(claims, 'SOME', (0,1)); monkeypatch.setattr(claims, 'person', lambda *args, real=claims.person: real(*args, queries=2))
     monkeypatch.setattr(claims, 'restore', lambda y, prior, K, steps, *args, real=claims.restore, **kw: real(y, prior, K, 2, *args, **kw))
 
 def test_killed_jobs_are_missing_and_done_ones_are_kept(tmp_path):

@@ -47,11 +47,13 @@ def test_every_table_of_the_paper_has_a_function():
 def test_tables_about_codeformer(bench, data, codeformer, monkeypatch):
     with pytest.raises(ValueError, match='is about CodeFormer'): list(TABLES['5'](bench))
     np.savez(data/'faces_val_64.npz', images=np.random.default_rng(1).integers(0, 255, (2,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
-    monkeypatch.setattr(tables, 'TUNING', dict(iters=1, batch=1, lr=1e-4, amp=True))
-    bench = Tables(bench.data, bench.prior, bench.work, load_restorer(codeformer, device='cpu'), n=1)
+    bench,losses = Tables(bench.data, bench.prior, bench.work, load_restorer(codeformer, device='cpu'), n=1),[]
+    def noted(restorer, y, x, real, side, run, **kw): losses.append(kw['losses']); run.mkdir(parents=True); return lambda y: y      # the training itself: test_codeformer_is_tuned_in_part
+    monkeypatch.setattr(tables, 'tune_restorer', noted)
     for name,bench.methods in (('5', ['encoder']), ('8', ['token 1.0'])):
         alone = [r for r in TABLES[name](bench, kinds=SETS[1:2]) if r['minus']=='']
         assert len({r['method'] for r in alone})==2 and all(r['n']==2 for r in alone)
+    assert losses==[dict(tuned=['encoder']), None, dict(token=1.)]
     with pytest.raises(ValueError, match='any restorer but CodeFormer'): list(TABLES['6'](bench))
 
 def test_more_of_codeformer_is_held_at_4x(bench, faces64, codeformer):
