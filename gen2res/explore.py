@@ -125,7 +125,7 @@ def export_sweep(rows, figure, stem) -> list: # of paths: STEM.csv, STEM.png, ST
         paths.append(Path(f'{stem}.{kind}'))
     return paths
 
-# %% ../nbs/15_explore.ipynb #bf6cefd6
+# %% ../nbs/15_explore.ipynb #6bc1bd25
 SCORES = 'psnr','ids64','pd64','spectrum'
 
 def scores(x, truth) -> np.ndarray: # x: photos x ... x 3 x S x S; truth: photos x 3 x S x S -> one value for each of SCORES
@@ -157,9 +157,9 @@ def curves(rows, x:str, metric:str, ax, methods=None, minus='', **want):
 def claim_figure(rows, x:str, metrics=SCORES, **want):
     "One panel per measure."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(3.1*len(metrics), 2.8), layout='constrained')
+    fig = Figure(figsize=(3.1*len(metrics), 3.), layout='constrained')
     for ax,m in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics): curves(rows, x, m, ax, **want)
-    fig.axes[0].legend(fontsize=8)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8, fontsize=8)
     return fig
 
 def lines(rows, metrics=SCORES, **want):
