@@ -6,7 +6,7 @@
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
            'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Bench', 'Dask', 'load_faces',
-           'source', 'portraits', 'made_by', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
+           'source', 'portraits', 'commit', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
            'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
@@ -286,7 +286,7 @@ def _call(do, job): return do(job)
 
 ENGINES = {'local': lambda scheduler=None, **tls: local, 'dask': Dask}
 
-# %% ../nbs/16_bench.ipynb #00fe9e48
+# %% ../nbs/16_bench.ipynb #e057ba09
 LADDERS = { # five rising strengths of each damage at 64 pixels: (recipe, numbers set by hand)
     'blur':      [('classic', dict(sigma=s, r=1, delta=0, q=100)) for s in (.6, 1, 1.6, 2.4, 3.5)],
     'noise':     [('classic', dict(sigma=0, r=1, delta=d, q=100)) for d in (5, 10, 20, 35, 55)],
@@ -330,7 +330,7 @@ def _git(*args):
     except (OSError, subprocess.CalledProcessError): return ''
 
 @lru_cache
-def made_by() -> str:
+def commit() -> str:
     "The commit of the checkout that this runs from, with a + if files differ from it; the version, if there is no checkout."
     ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
     return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__

@@ -481,7 +481,7 @@ def demo(port: Annotated[int, typer.Option(min=1, max=65535, help='Of the page.'
     except ImportError as e: stop(f'{e}; pip install "gen2res[demo]"')
     except OSError as e: stop(f'{host}:{port}: the page cannot be served there; choose another --port ({str(e).splitlines()[0]})')
 
-# %% ../nbs/18_cli.ipynb #664455e0
+# %% ../nbs/18_cli.ipynb #bacf74f2
 def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
@@ -531,7 +531,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
 
     Example: gen2res bench metrics --data faces
     """
-    from gen2res.bench import BENCHES, MEASURES, made_by
+    from gen2res.bench import BENCHES, MEASURES, commit
     from gen2res.explore import save_rows
     from gen2res.claims import CLAIMS
     from gen2res.sets import SETS
@@ -542,7 +542,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
         if not data: stop(f'{what}: name the folder of its pictures with --data')
         out = out or Path(f'data/results/{what}.csv')
         if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-        with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': made_by()} for r in rows()), out, sys.stderr.isatty()))
+        with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': commit()} for r in rows()), out, sys.stderr.isatty()))
     elif what in BENCHES:
         if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
         with one_line():

@@ -110,10 +110,10 @@ def test_shapes_with_made_up_weights(monkeypatch):
 
 def test_tables_say_which_library_made_them(tmp_path, monkeypatch):
     import gen2res, gen2res.cli, re
-    from gen2res.bench import made_by
+    from gen2res.bench import commit
     monkeypatch.setattr(gen2res.cli, '_rows', lambda *a, **kw: lambda: iter([dict(K=100, value=1.5)]))
     r = CliRunner().invoke(app, ['bench', 'claim-K', '--data', 'd', '-o', str(tmp_path/'t.csv')]); assert r.exit_code==0, r.output
     [row] = csv.DictReader(open(tmp_path/'t.csv'))
-    assert row['value']=='1.5' and row['commit']==made_by() and re.fullmatch(r'[0-9a-f]{7,40}\+?|[\d.]+', made_by())
-    made_by.cache_clear(); monkeypatch.setattr(gen2res.bench, '_git', lambda *a: ''); assert made_by()==gen2res.__version__
-    made_by.cache_clear()
+    assert row['value']=='1.5' and row['commit']==commit() and re.fullmatch(r'[0-9a-f]{7,40}\+?|[\d.]+', commit())
+    commit.cache_clear(); monkeypatch.setattr(gen2res.bench, '_git', lambda *a: ''); assert commit()==gen2res.__version__
+    commit.cache_clear()
