@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from .embedder import Residual, covered, damaged, relit, some
 from .images import resize
-from .prior import load_net
+from .prior import autocast, load_net
 
 # %% ../nbs/23_aligner.ipynb #f4cac865
 EYES = (.37, .46),(.63, .46) # where an aligned square has them (x, y as shares of its side)
@@ -116,7 +116,7 @@ def train_aligner(images, # N x 3 x 128 x 128 uint8, aligned
     for it in range(iters):
         g = torch.Generator().manual_seed(seed*1_000_003+it)
         x,eyes,face = examples(images[torch.randint(len(images), (batch,), generator=g)].float()/127.5-1, g, min(1, .1+2*it/iters))
-        with torch.autocast('cpu', torch.bfloat16): out = net(x)
+        with autocast('cpu'): out = net(x)
         loss = align_loss([o.float() for o in out], eyes, face)
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         if report and (it+1)%every==0: report(it+1, loss.item(), net)

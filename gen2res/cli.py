@@ -53,6 +53,7 @@ def _say(*lines, sep='\n'):
 def _restorer(p, recipe, generative, album, person, bf16, **kw):
     "The restorer that the options ask for."
     from gen2res.album import personal_album
+    from gen2res.prior import quick_bf16
     from gen2res.restore import TUNED, At, Restorer, recipe_K
     from gen2res.tune import load_person
     closed = recipe=='closed-form'
@@ -68,6 +69,7 @@ def _restorer(p, recipe, generative, album, person, bf16, **kw):
         p = load_person(person, p, p.device)
         if kw['K'] is None: kw['K'] = recipe_K('personal', p)
     p.bf16 = bf16
+    if bf16 and not quick_bf16(p.device): typer.echo(f'note: bfloat16 is not quick on this {p.device.type}; going on in float32', err=True)
     if kw['K'] is not None and not 0<=kw['K']<=p.schedule.T: raise ValueError(f'--K must lie in 0..{p.schedule.T}, got {kw["K"]}')
     if (kw['K'] or 0) > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
     return Restorer(p, recipe or 'plain', **kw)
@@ -111,7 +113,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             detector: Annotated[str, typer.Option(help='cascade, which is always there, or yunet (OpenCV and its weights).')]='cascade',
             samples: Annotated[int, typer.Option(min=1, help='Several answers, the most faithful of them kept; the sheet shows all, and where they differ.')]=1,
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
-            bf16: Annotated[bool, typer.Option('--bf16', help='Compute the prior in bfloat16: faster where the hardware can, and slightly different pictures.')]=False,
+            bf16: Annotated[bool, typer.Option('--bf16', help='Compute the prior in bfloat16: faster, and slightly different pictures. Processors that would only emulate it go on in full precision.')]=False,
             prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Restore the faces in each photo.
 
@@ -179,7 +181,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           width: Annotated[int, typer.Option(help='Channels of the finest level: more learn more and cost more.')]=64,
           sample_every: Annotated[int, typer.Option(help='Write a sheet of samples every so many iterations; 0: never.')]=1000,
           seed: Annotated[int, typer.Option(min=0, help='Of the run.')]=0,
-          fp32: Annotated[bool, typer.Option('--fp32', help='Full precision: for processors without bf16.')]=False,
+          fp32: Annotated[bool, typer.Option('--fp32', help='Full precision, also where bf16 is quick.')]=False,
           compiled: Annotated[bool, typer.Option('--compile', help='torch.compile the network (needs a C++ compiler on the CPU).')]=False,
           device: DeviceOption=None):
     """Train a prior on your own pictures.

@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from .degrade import degrade_one
 from .images import resize
-from .prior import load_net
+from .prior import autocast, load_net
 
 # %% ../nbs/19_embedder.ipynb #14633d8e
 class Residual(nn.Module):
@@ -157,7 +157,7 @@ def train_embedder(images, # N x 3 x 64 x 64 uint8
     for it in range(iters):
         g = torch.Generator().manual_seed(seed*1_000_003+it)
         x = augmented(images[two_views(rows, people, g)].float()/127.5-1, g, min(1, .05+1.5*it/iters))
-        with torch.autocast('cpu', torch.bfloat16): a,b = run(x).float().chunk(2)
+        with autocast('cpu'): a,b = run(x).float().chunk(2)
         loss = margin_softmax(a @ b.T, margin*max(0, 2*it/iters-1))
         opt.zero_grad(); loss.backward(); opt.step(); sched.step()
         if report and (it+1)%every==0: report(it+1, loss.item(), net)

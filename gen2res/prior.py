@@ -7,7 +7,7 @@ __all__ = ['Pred', 'FORMAT', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS', 'weights
            'PriorError', 'prior_config', 'build_prior', 'save_prior', 'read_state', 'guess_family', 'foreign_config',
            'DiffusersUNet', 'autoencoder_of', 'diffusers_schedule', 'pretrained', 'from_diffusers', 'shipped',
            'save_net', 'load_net', 'cache_path', 'where_is', 'online', 'sha256_of', 'fetch', 'hub_files', 'best_device',
-           'is_repo', 'load_prior']
+           'quick_bf16', 'autocast', 'is_repo', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #6355b063
 import hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
@@ -46,7 +46,7 @@ class Pictures:
 
 class Prior(Pictures):
     "A denoising network with what is needed to use it. `prior(x, t)` -> `Pred(x0, eps, var)`."
-    bf16 = False # True: the network computes in bfloat16, faster where the hardware can; its answer is float32 all the same
+    bf16 = False # True: the network computes in bfloat16 where that is quick (see autocast); its answer is float32 all the same
     def __init__(self, model, # network: model(x, t) -> B x 3 or 6 x H x W
                  schedule:Schedule, side:int, # what it was trained with; picture side in pixels
                  variance:str='fixed_small', # 'learned' (6 outputs), 'fixed_small' or 'fixed_large' (3)
@@ -66,7 +66,7 @@ class Prior(Pictures):
     def __call__(self, x, # B x 3 x H x W, noisy
                  t): # noise index, or B of them
         t_each = torch.full((len(x),), t, device=x.device) if isinstance(t, Integral) else t
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16): out = self.model(x, t_each).float()
+        with autocast(x.device, self.bf16): out = self.model(x, t_each).float()
         eps,var = (out.chunk(2, 1) if self.variance=='learned' else (out, None))
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
 
@@ -406,6 +406,14 @@ def _from_hub(repo):
 def best_device():
     "cuda if there is one, else mps, else cpu."
     return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+
+def quick_bf16(device) -> bool:
+    "Does it pay there? A processor without AVX-512 or SVE emulates it, fifty times slower than float32."
+    return torch.device(device).type!='cpu' or torch.backends.cpu.get_cpu_capability().startswith(('AVX512', 'SVE'))
+
+def autocast(device, bf16:bool=True):
+    "A block in bfloat16, if that is wanted and quick there; else in float32."
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16 and quick_bf16(device))
 
 def is_repo(name:str) -> bool:
     "Could this be a hub id user/repo?"

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from .images import ImageError, atomic, grid, list_images, load_image, resize, save_image
 from .metrics import metric
-from .prior import PriorError, best_device, read_state, shipped, weights_hash
+from .prior import PriorError, autocast, best_device, read_state, shipped, weights_hash
 from .faces import face_cut
 from .pseudo import made_by, make_targets
 from .sample import counted
@@ -311,11 +311,11 @@ class RestorerTuner(Run):
         lr = self.lr_at(self.it)
         for group in self.opt.param_groups: group['lr'] = lr
         y,x,real = self.batch_at(self.it)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): loss,self.terms,out = self.losses(self.restorer, y, x)
+        with autocast(self.device, self.amp): loss,self.terms,out = self.losses(self.restorer, y, x)
         self.opt.zero_grad(set_to_none=True); self.checked(loss).backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): self.terms |= self.losses.after(out, real, lr)
+        with autocast(self.device, self.amp): self.terms |= self.losses.after(out, real, lr)
         return loss.item()
 
     def result(self) -> RestorationModel:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
-from .prior import Prior, best_device, save_prior
+from .prior import Prior, autocast, best_device, save_prior
 from .sample import generate
 from .schedule import Schedule
 from .unet import UNet
@@ -224,7 +224,7 @@ class Trainer(Run):
                  iters:int=10_000, batch:int=32, lr:float=5e-4, warmup:int=200,
                  min_snr:float|None=20., boost:float=.5, # see loss_weights
                  flips:bool=True, seed:int=0, below:int|None=None, # train only on noise levels below this
-                 amp:bool=True, # bf16 autocast
+                 amp:bool=True, # bf16, where that is quick
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
@@ -267,8 +267,8 @@ class Trainer(Run):
         return [v.to(self.device) for v in (x0, t, torch.randn(x0.shape, generator=g))]
 
     def predict(self, net, x_t, t):
-        "The network in bf16, its answer in float32."
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
+        "The network in bf16 where that is quick, its answer in float32."
+        with autocast(self.device, self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
 
     def _part(self, x0, t, noise, of:int):
         "Gradients of some pictures `of` a batch; their part of its loss."

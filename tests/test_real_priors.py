@@ -145,7 +145,8 @@ def test_saved_as_ours(theirs, tmp_path, target):
     back = load_prior(save_prior(theirs, tmp_path/target), 'cpu')
     assert back.fingerprint()==theirs.fingerprint() and torch.equal(eps(back), eps(theirs)) and back.card==theirs.card and back.name=='theirs'
 
-def test_it_restores_and_draws(theirs):
+def test_it_restores_and_draws(theirs, monkeypatch):
+    monkeypatch.setattr('gen2res.prior.quick_bf16', lambda device: True)                # emulated, if need be
     for name in ('plain', 'ilvr', 'dda'): assert Restorer(theirs, name, K=6)(y).abs().max() <= 1
     assert generative_album(y, theirs, 2, K=4, every=2).shape==(2,3,16,16)
     whole = eps(theirs); theirs.bf16 = True

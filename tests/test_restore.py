@@ -95,8 +95,9 @@ def test_files_of_an_example(faces64, tmp_path):
     assert about['gen2res']['samples']==2 and 'generative model' in about['Comment'] and about['gen2res']==read_record(tmp_path/'astronaut_restored.png')
     assert Image.open(tmp_path/'astronaut_sheet.png').text['Comment']==about['Comment']
 
-def test_bf16_is_near_and_on_record(tiny):
+def test_bf16_is_near_and_on_record(tiny, monkeypatch):
     exact = Restorer(tiny, K=20)(y, seeds=7)
+    monkeypatch.setattr('gen2res.prior.quick_bf16', lambda device: True)                # emulated, if need be
     tiny.bf16 = True
     r = Restorer(tiny, K=20); quick = r(y, seeds=7)
     assert 0 < (quick-exact).abs().max() < .1 and r.settings()['bf16'] and quick.dtype==torch.float32
@@ -104,6 +105,11 @@ def test_bf16_is_near_and_on_record(tiny):
     tiny.bf16 = False
     assert 'bf16' not in Restorer(tiny, K=20).settings()
     with pytest.raises(ValueError, match='made with bf16 = True'): restorer_of(json.loads(record(r.settings()|dict(bf16=True))['gen2res']), tiny)
+
+def test_bf16_is_not_emulated(tiny, monkeypatch):
+    exact = Restorer(tiny, K=20)(y, seeds=7); tiny.bf16 = True
+    monkeypatch.setattr('torch.backends.cpu.get_cpu_capability', lambda: 'AVX2')
+    assert torch.equal(Restorer(tiny, K=20)(y, seeds=7), exact)
 
 def test_a_killed_restoration_goes_on(tiny, tmp_path, monkeypatch):
     from gen2res.tune import Tuner
