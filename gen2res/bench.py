@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Bench', 'Dask', 'load_faces',
-           'source', 'portraits', 'commit', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
-           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Ledger', 'Bench', 'Dask',
+           'load_faces', 'source', 'portraits', 'commit', 'data_hash', 'sane', 'metric_order', 'metric_times',
+           'eye_test', 'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
-import copy, ctypes, gc, hashlib, math, pickle, random, re, statistics, subprocess, sys, threading, time, warnings
+import copy, ctypes, gc, hashlib, json, math, pickle, random, re, statistics, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
-from .explore import among, do_jobs, export_sweep, local, read_job, read_rows
+from .explore import among, do_jobs, done_jobs, export_sweep, job_path, local, read_job, read_rows
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
@@ -237,12 +237,31 @@ def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
 
 # %% ../nbs/16_bench.ipynb #06070871
+class Ledger:
+    "What jobs have scored, a line of JSON each: numbers, which can be handed on where pictures cannot."
+    def __init__(self, path): self.path = Path(path)
+
+    def read(self) -> dict: # job's name -> {metric: numbers}
+        noted = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try: a = json.loads(line); noted.setdefault(job_path('', a['job']).stem, {}).update(a['scores'])
+            except ValueError: pass                                           # cut short by a kill: to be done again
+        return noted
+
+    def add(self, job:dict, scores:dict) -> dict: # {metric: array} -> the same as noted
+        scores = {m: np.round(v, 5).tolist() for m,v in scores.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, 'a') as f: f.write(json.dumps(dict(job=job, commit=commit(), scores=scores))+'\n')
+        return scores
+
 class Bench:
     "What a measurement needs: pictures, a prior, a folder for results, and something to do the jobs."
-    def __init__(self, data, prior, # folder of pictures; of load_prior, a copy of which computes in bf16
+    def __init__(self, data, prior, # folder of pictures; of load_prior, a copy of which computes in bf16 where that is quick
                  work, progress:bool=False, engine=local, # folder for results
-                 methods=None): # only these, and what they are compared with; None: all
+                 methods=None, # only these, and what they are compared with; None: all
+                 ledger=None): # file of scores; None: in the folder
         self.data,self.prior,self.work,self.progress,self.engine,self.methods = data,_quick(prior),Path(work),progress,engine,methods
+        self.ledger = Ledger(ledger or self.work/'scores.jsonl')
 
     def __getstate__(self): return self.__dict__ | dict(engine=local, progress=False, prior=copy.deepcopy(self.prior).to('cpu')) # what travels to a worker
     def __setstate__(self, state): self.__dict__.update(state); self.prior.to(best_device())
@@ -258,8 +277,19 @@ class Bench:
         "What these jobs have made, or make."
         return [read_job(p) for p in do_jobs(jobs, self.do, self.work, self.progress, self.engine)]
 
+    def scored(self, jobs, names) -> list: # of {metric: numbers}, in the jobs' order
+        "What these jobs score: as noted, else measured on what they make."
+        jobs,noted = list(jobs),self.ledger.read(); name = lambda j: job_path('', j).stem
+        todo = [j for j in jobs if not {*names} <= {*noted.get(name(j), ())}]
+        for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else (): noted[name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
+        return [noted[name(j)] for j in jobs]
+
     def do(self, **job) -> dict: # of pictures in [-1, 1]
         "One job."
+        raise NotImplementedError
+
+    def score(self, job, pictures, names) -> dict: # {metric: array}
+        "Its scores."
         raise NotImplementedError
 
 class Dask:

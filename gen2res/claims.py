@@ -17,7 +17,6 @@ from .bench import Bench, data_hash, portraits, source
 from .explore import SCORES, compared, scores
 from .degrade import degrade
 from .images import resize
-from .metrics import metric
 from .restore import At, Restorer, restore
 from .tune import PRESETS, tune
 from .untuned import AlbumMean, SharedPrior
@@ -92,11 +91,18 @@ class Claims(Bench):
 
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)
 
-    def results(self, jobs, base) -> list: # jobs: of {method: job} -> of {method: pictures}
-        "What these jobs have made, or make."
+    def score(self, job, r, names) -> dict: # {metric: (photos, 1 + Ks)}
+        "Of the photos themselves and of what was made of them at each K, mean over seeds. `to_photo`: PSNR to the photo."
+        x = r['x'].reshape(len(r['y']), len(job.get('Ks', [0])), -1, *r['x'].shape[-3:])
+        of = lambda m, x: scores(x, r['y'], ['psnr']) if m=='to_photo' else scores(x, r['truth'], [m])
+        return {m: np.concatenate([of(m, r['y']), of(m, x)[...,0].mean(2)], 1) for m in names}
+
+    def results(self, jobs, base, names=SCORES) -> list: # jobs: of {method: job} -> of {method: scores}
+        "What these jobs score."
         jobs = [self.jobs(self.chosen(j, base)) for j in jobs]
-        made = iter(self.done([j for by_method in jobs for j in by_method.values()]))
-        return [{m: next(made) for m in by_method} for by_method in jobs]
+        made = iter(self.scored([j for by_method in jobs for j in by_method.values()], names))
+        scores_of = lambda made: np.stack([made[m] for m in names], -1)                # photos x (1 + Ks) x names
+        return [{m: scores_of(next(made)) for m in by_method} for by_method in jobs]
 
 # %% ../nbs/20_claims.ipynb #e42db2f9
 TUNING = PRESETS['fast'] | dict(amp=True)
@@ -113,9 +119,9 @@ def person_jobs(who, damage, Ks, sizes=(None,)) -> dict:
     return {FREE: free, **{f'{OWN} {n}' if n else OWN: free | dict(recipe='personal', tuning=TUNING) | (dict(size=n) if n else {}) for n in sizes}}
 
 def _at(rs, k) -> dict: # rs: of `results`
-    "method -> people x SCORES at the k-th K; the photo itself as 'input'."
+    "method -> people x metrics at the k-th K; the photo itself as 'input'."
     given = next(iter(rs[0]))
-    return {'input': [scores(r[given]['y'], r[given]['truth']) for r in rs]} | {m: [scores(r[m]['x'][:,k], r[m]['truth']) for r in rs] for m in rs[0]}
+    return {'input': [r[given][:,0].mean(0) for r in rs]} | {m: [r[m][:,1+k].mean(0) for r in rs] for m in rs[0]}
 
 def _measured(b, jobs, Ks, base, **labels):
     "Rows for every K, each method compared with `base`."
@@ -130,16 +136,12 @@ def claim_K(b, people=range(12), damages=('camera','small')):
 # %% ../nbs/20_claims.ipynb #a17e31c3
 EVERYS = 0,50,20,10,5,1 # of all steps of the walk; 0: never
 
-def _album_scores(r):
-    "Likeness to the photo, then SCORES against the truth."
-    close = metric('psnr')(r['x'], r['y'].expand_as(r['x'])).mean().item()
-    return [close, *scores(r['x'][None], r['truth'])]
-
 def claim_guidance(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
     "Rows: pictures of generative albums against how often they are guided."
+    names = 'to_photo',*SCORES
     for d in damages:
-        rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people], '0')
-        yield from compared({e: [_album_scores(r[e]) for r in rs] for e in rs[0]}, '0', ('to_photo', *SCORES), damage=d)
+        rs = b.results([{str(e): dict(kind='album', who=w, damage=d, n=n, every=e, **kw) for e in EVERYS} for w in people], '0', names)
+        yield from compared({e: v for e,v in _at(rs, 0).items() if e!='input'}, '0', names, damage=d)
 
 # %% ../nbs/20_claims.ipynb #5914d9d9
 SOME = 0,4 # the queries that a generative album is made for, too: it takes minutes a photo
@@ -151,9 +153,8 @@ def made_job(who, damage, Ks) -> dict: # by method
 def _queried(b, jobs, **labels): # jobs: by method, of each person
     "Rows: all but generative on five queries a person, then all on two of them."
     rs = b.results(jobs, FREE)
-    some = lambda p: {k: v if k=='album' else v[list(SOME)] for k,v in p.items()}
-    five = [{m: p for m,p in r.items() if m!=MADE} for r in rs]
-    two = [{m: p if m==MADE else some(p) for m,p in r.items()} for r in rs]
+    five = [{m: v for m,v in r.items() if m!=MADE} for r in rs]
+    two = [{m: v if m==MADE else v[list(SOME)] for m,v in r.items()} for r in rs]
     for queries,r in ((5, five), (2, two)):
         for k,K in enumerate(OWN_KS): yield from compared(_at(r, k), FREE, **labels, queries=queries, K=K)
 
@@ -193,12 +194,11 @@ CAT_SCORES = 'psnr','ssim','spectrum' # the other two know faces only
 
 def claim_cats(b, damages=('camera','small'), n=100, steps=50, training=None):
     "Rows: cats restored by a prior of faces and by one of cats."
-    each = lambda x, t: np.stack([metric(m)(x, t).numpy() for m in CAT_SCORES], 1)
     for d in damages:
         job = dict(kind='cats', damage=d, n=n, Ks=list(OWN_KS), steps=steps, cats_hash=data_hash(b.data, (source(b.data, 'cats', b.prior.side).name,)))
-        [r] = b.results([{'of faces': job | dict(which='faces'), 'of cats': job | dict(which='cats', training=training or CAT_TRAINING)}], 'of faces')
-        y,t = (r['of faces'][k] for k in ('y', 'truth'))
-        for k,K in enumerate(OWN_KS): yield from compared({'input': each(y, t)} | {m: each(p['x'][:,k], t) for m,p in r.items()}, 'of faces', CAT_SCORES, damage=d, K=K)
+        [r] = b.results([{'of faces': job | dict(which='faces'), 'of cats': job | dict(which='cats', training=training or CAT_TRAINING)}], 'of faces', CAT_SCORES)
+        each = [{m: v[i:i+1] for m,v in r.items()} for i in range(len(r['of faces']))]  # here the unit is the picture
+        for k,K in enumerate(OWN_KS): yield from compared(_at(each, k), 'of faces', CAT_SCORES, damage=d, K=K)
 
 # %% ../nbs/20_claims.ipynb #86c184bf
 UNTUNED = {'closed form': lambda prior, album, **kw: (prior, [AlbumMean(album, **kw)]),

@@ -506,13 +506,35 @@ def _engine(name, scheduler, ca, cert, key):
     try: return ENGINES[name](scheduler, ca=ca, cert=cert, key=key)
     except ValueError as e: stop(e)
 
+def _measurements() -> list: # of all names that `bench` takes
+    from gen2res.bench import BENCHES, MEASURES
+    from gen2res.claims import CLAIMS
+    from gen2res.sets import SETS
+    from gen2res.tables import TABLES
+    return [*BENCHES, *MEASURES, *(f'claim-{c}' for c in CLAIMS), *(f'table-{t}' for t in TABLES), *(f'set-{s}' for s in SETS)]
+
+def _measure(what, rows, data, csv, force):
+    "Write a table."
+    from gen2res.bench import commit
+    from gen2res.explore import save_rows
+    if not data: stop(f'{what}: name the folder of its pictures with --data')
+    if csv.exists() and not force: stop(f'{csv}: exists already; --force replaces it')
+    with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': commit()} for r in rows()), csv, sys.stderr.isatty()))
+
+def _time(what, prior, out): # prior: a function without arguments
+    "Print a benchmark."
+    from gen2res.bench import BENCHES
+    if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
+    with one_line():
+        for line in BENCHES[what](prior(), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
+
 def _shaped(family, device):
     from gen2res.bench import made_up
     from gen2res.prior import best_device
     return made_up(family).to(device or best_device())
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset, claim-untuned: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed.')]='loop',
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-identity, claim-sizes, claim-damages, claim-cats, claim-preset, claim-untuned: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed; what each job scored is noted in scores.jsonl beside the table, and with that file they go on elsewhere, too.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
@@ -533,23 +555,14 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
 
     Example: gen2res bench metrics --data faces
     """
-    from gen2res.bench import BENCHES, MEASURES, commit
-    from gen2res.explore import save_rows
-    from gen2res.claims import CLAIMS
-    from gen2res.sets import SETS
-    from gen2res.tables import TABLES
-    rows = _rows(what, data, work, prior, device, restorer, photos, iters, batch, engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
+    from gen2res.bench import BENCHES, MEASURES
+    csv = out or Path(f'data/results/{what}.csv')
+    rows = _rows(what, data, work, prior, device, restorer, photos, iters, batch, ledger=csv.with_name('scores.jsonl'),
+                 engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
-    if rows:
-        if not data: stop(f'{what}: name the folder of its pictures with --data')
-        out = out or Path(f'data/results/{what}.csv')
-        if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
-        with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': commit()} for r in rows()), out, sys.stderr.isatty()))
-    elif what in BENCHES:
-        if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
-        with one_line():
-            for line in BENCHES[what](_shaped(shape, device) if shape else _prior(prior, device), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
-    else: stop(f'no benchmark {what!r}; there are: {", ".join([*BENCHES, *MEASURES, *(f"claim-{c}" for c in CLAIMS), *(f"table-{t}" for t in TABLES), *(f"set-{s}" for s in SETS)])}')
+    if rows: _measure(what, rows, data, csv, force)
+    elif what in BENCHES: _time(what, partial(_shaped, shape, device) if shape else partial(_prior, prior, device), out)
+    else: stop(f'no benchmark {what!r}; there are: {", ".join(_measurements())}')
 
 def main():
     "Entry point of the `gen2res` command."

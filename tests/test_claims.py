@@ -1,9 +1,10 @@
 "The machinery of the claims: jobs, pairing, tables."
+import shutil
 import numpy as np, pytest, torch
 from gen2res import claims
 from gen2res.explore import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
 from gen2res.claims import CLAIMS, Claims, person, portrait, walks
-from gen2res.bench import portraits
+from gen2res.bench import Bench, portraits
 from gen2res.images import ImageError, resize, save_image
 from gen2res.restore import Restorer, restore
 
@@ -66,10 +67,10 @@ def test_walks_are_restorations(tiny):
     K = equivalent_K(200, 256, 16)
     assert x.shape==(2,2,2,3,16,16) and torch.allclose(x[1,1,0], restore(y[1:], tiny, K, min(5, K), seeds=[3])[0], atol=1e-5)
 
-def test_scores_average_over_all_of_a_job():
+def test_every_picture_is_scored_against_its_own_truth():
     truth = torch.rand(2,3,64,64)*2-1; x = truth[:,None,None].repeat(1,2,3,1,1,1); x[0] *= .5
-    s = scores(x, truth); one = scores(x[:1], truth[:1])
-    assert s[SCORES.index('pd64')]==pytest.approx(one[SCORES.index('pd64')]/2, abs=1e-5) and scores(x[1:], truth[1:])[SCORES.index('ids64')]==pytest.approx(1, abs=1e-5)
+    s = scores(x, truth); one = scores(x[0,0], truth[:1].repeat(3,1,1,1))
+    assert s.shape==(2,2,3,len(SCORES)) and s[0,1]==pytest.approx(one, abs=1e-4) and s[1,...,SCORES.index('ids64')]==pytest.approx(1, abs=1e-5)
 
 def test_pairing_narrows_the_interval(tmp_path):
     g = np.random.default_rng(0); a = g.normal(0, 5, (30,1)); b = a+1+g.normal(0, .1, (30,1))
@@ -81,10 +82,11 @@ def test_pairing_narrows_the_interval(tmp_path):
 def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
     tiny.side = 64
     job = dict(kind='portrait', who=0, damage='small', Ks=[50], seeds=[0], steps=2)
-    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free'); before = set((tmp_path/'w').iterdir())
+    made = lambda: set((tmp_path/'w').glob('*.npz'))
+    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free'); before = made()
     with torch.no_grad(): next(tiny.model.parameters()).add_(1)
     Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free')
-    assert len(before)==1 and len(list((tmp_path/'w').iterdir()))==2
+    assert len(before)==1 and len(made())==2
 
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypatch):
@@ -97,7 +99,25 @@ def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypa
     assert rows and {r['metric'] for r in rows} >= set(claims.CAT_SCORES if name=='cats' else SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'elsewhere', ledger=tmp_path/'w'/'scores.jsonl'), **kw))==rows and not (tmp_path/'elsewhere').exists()
 
 def test_cats_kept_back_are_not_learned(data):
     learn,back = claims.cats(data)
     assert len(learn)==32 and len(back)==2 and not any((learn==c).flatten(1).all(1).any() for c in back)
+
+class Doubles(Bench):
+    "Jobs of one number; how often they are done is counted."
+    count = 0
+    def do(self, n): self.count += 1; return dict(x=torch.full((1,3,2,2), n/127.5-1))
+    def score(self, job, pictures, names): return {m: pictures['x'].mean((1,2,3)).numpy()*(2 if m=='twice' else 1) for m in names}
+
+def test_a_ledger_survives_a_kill_and_learns_new_metrics(tiny, tmp_path):
+    b = Doubles('', tiny, tmp_path/'w', ledger=tmp_path/'results'/'scores.jsonl'); jobs = [dict(n=0), dict(n=255), dict(n=0)]
+    assert b.scored(jobs, ['once'])==[dict(once=[-1.]), dict(once=[1.]), dict(once=[-1.])] and b.count==2
+    text = b.ledger.path.read_text(); assert len(text.splitlines())==2 and str(tmp_path) not in text
+    b.ledger.path.write_text(text[:-9])                                        # killed while it wrote the last line
+    assert b.scored(jobs, ['once'])[1]==dict(once=[1.]) and b.count==2           # the pictures are still there
+    shutil.rmtree(b.work)
+    assert b.scored(jobs, ['once'])[1]['once']==[1.] and b.count==3              # the torn line took the one after it along
+    assert b.scored(jobs, ['once'])[1]['once']==[1.] and b.count==3
+    assert b.scored(jobs[:1], ['once','twice'])==[dict(once=[-1.], twice=[-2.])] and b.count==4

@@ -35,6 +35,7 @@ def test_every_table(name, bench, tmp_path):
     assert {r['metric'] for r in alone}=={*NAMES, 'fd64'} and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     list(TABLES[name](bench, **kw)); assert made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    bench.work = tmp_path/'elsewhere'; assert read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'again.csv'))==rows and not bench.work.exists()   # from the ledger
 
 def test_the_table_of_times(bench):
     rows = {r['method']: r for r in TABLES['27'](bench, repeats=1)}
@@ -82,10 +83,11 @@ def test_people_of_the_two_halves_are_apart_and_sources_mixed(tmp_path):
     assert len(a)+len(b)==80 and not set(a)&set(b) and min(a[:20])<13 and max(a[:20])>26
 
 def test_the_interval_of_fd64_holds_its_value():
-    from gen2res.tables import set_row
+    from gen2res.tables import set_score
     x = torch.rand(30,3,64,64)*2-1; soft = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
-    same,other = (set_row(t, x, method='m') for t in (x, soft))
-    assert float(same['value'])<1e-3 and float(other['low'])<=float(other['value'])<=float(other['high']) and float(other['low'])>float(same['high'])
+    same,other = (set_score(t, x) for t in (x, soft))
+    assert same[0]<1e-3 and other[1]<=other[0]<=other[2] and other[1]>same[2]
+    assert set_score(x[:3], x[:3])[2]==float('inf')                           # one group: nothing is known about the spread
 
 def test_other_photos_are_other_jobs(bench, data, tmp_path):
     np.savez(data/'faces_val_64.npz', images=np.zeros((3,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
@@ -104,6 +106,6 @@ def test_folders_of_pictures_at_any_side(tmp_path, tiny):
 def test_only_the_methods_asked_for(bench):
     bench.methods = ['dr2']
     rows = list(TABLES['2'](bench, kinds=SETS[:1]))
-    assert {r['method'] for r in rows}=={'dr2', 'ours'} and len(list(bench.work.iterdir()))==2+2         # with what they are compared with, and what both start from
+    assert {r['method'] for r in rows}=={'dr2', 'ours'} and len(list(bench.work.glob('*.npz')))==2+2         # with what they are compared with, and what both start from
     bench.methods = ['dr3']
     with pytest.raises(ValueError, match="no method 'dr3' here; there are: pre-trained, ours, difface"): list(TABLES['2'](bench, kinds=SETS[:1]))
