@@ -106,7 +106,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[str, typer.Option(help='With --generative or --album: fast, generative or personal (the last two are the paper\'s, long).')]='fast',
+            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default), generative or personal (the last two are the paper\'s, long).')]=None,
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
             square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
@@ -127,13 +127,14 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     from gen2res.tune import PRESETS
     kw,progress,unfinished = dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty(),out/'.gen2res-unfinished'
     faces = dict(square=square, which=face or ('largest' if album or person else 'all'), box=_box(box), detector=detector)
-    if tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+    if tuning and tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+    if tuning and (generative is None and album is None or recipe=='closed-form'): stop('--tuning is for --generative and --album, where something is tuned')
     if not restorer and (fidelity is not None or side is not None): stop('--fidelity and --side are for --restorer')
     if restorer and bf16: stop('--bf16 is for the prior, and --restorer uses none')
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device)
     with one_line():
-        r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished)
+        r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, bf16, K=K, steps=steps, tuning=tuning or 'fast', progress=progress, seed=seed % 2**31, folder=unfinished)
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
