@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'Ledger', 'Bench', 'Dask',
-           'load_faces', 'source', 'portraits', 'commit', 'data_hash', 'sane', 'metric_order', 'metric_times',
-           'eye_test', 'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'commit', 'Ledger', 'Bench',
+           'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
+           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -237,6 +237,16 @@ def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
 
 # %% ../nbs/16_bench.ipynb #06070871
+def _git(*args):
+    try: return subprocess.run(['git', '-C', Path(gen2res.__file__).parent, *args], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return ''
+
+@lru_cache
+def commit() -> str:
+    "The commit of the checkout that this runs from, with a + if files differ from it; the version, if there is no checkout."
+    ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
+    return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__
+
 class Ledger:
     "What jobs have scored, a line of JSON each: numbers, which can be handed on where pictures cannot."
     def __init__(self, path): self.path = Path(path)
@@ -354,16 +364,6 @@ def _in_folders(folder, side):
     if not files: raise ImageError(f'{folder}: no pictures here')
     parts = [p.relative_to(folder).with_suffix('').parts for p in files]
     return dict(images=torch.cat([square(load_image(p), side) for p in files]), subject=np.array([p[0] for p in parts]), video=np.array([p[min(1, len(p)-1)] for p in parts]))
-
-def _git(*args):
-    try: return subprocess.run(['git', '-C', Path(gen2res.__file__).parent, *args], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return ''
-
-@lru_cache
-def commit() -> str:
-    "The commit of the checkout that this runs from, with a + if files differ from it; the version, if there is no checkout."
-    ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
-    return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__
 
 @lru_cache
 def data_hash(data, names:tuple) -> str: # files and folders of the data folder

@@ -138,8 +138,9 @@ def test_steps(key):
 @pytest.mark.parametrize('t', [0, 99, 599])
 @pytest.mark.parametrize('clip', [0, 1])
 def test_skip_guidance(t, clip):
-    ref,(net,_) = npz('guidance_e1'),e1()
-    prior = Prior(net, Schedule.linear(), 32, 'learned')
+    "In float64: x0 at t = 599 is eps times 6, and there float32 kernels of two processors are 1.5e-5 apart, the reference 9e-6 from the truth."
+    ref,(net,_) = {k: v.double() if v.is_floating_point() else v for k,v in npz('guidance_e1').items()},e1()
+    prior = Prior(net.double(), Schedule.linear(), 32, 'learned')
     g = Guide(ref['y0'], scale=float(ref['scale']))
     seen = []
     ts = list(range(t, -1, -1))
