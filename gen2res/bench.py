@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'commit', 'Ledger', 'Bench',
-           'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test',
-           'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'memory', 'commit', 'Ledger',
+           'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times',
+           'eye_test', 'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -235,6 +235,19 @@ def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     yield f'the paper\'s plan: plain {slow/60:.1f} min, ours {same/60:.1f} min ({slow/same:.2f} times as fast); the fast plan {fast/60:.1f} min'
     walk = PLANS['fast'][2]; targets = pseudo_numbers(prior)['steps']
     yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
+
+# %% ../nbs/16_bench.ipynb #7531d3e0
+def memory(prior, batch:int=4):
+    "Lines of text: the most memory that an iteration of tuning needs, the prior itself included."
+    own = sum(p.numel()*p.element_size() for p in prior.model.parameters())/1e6
+    for lora in (None, 4):
+        for n,twice in ((batch, True), (1, False)):
+            with peak_memory(prior.device) as peak:
+                tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=1, batch=n, lr=1e-5)
+                if twice: tuner._thriftier()
+                seconds = timed(tuner.step)
+            yield f'{"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+peak():8.0f} MB {seconds:8.1f} s'
+            del tuner
 
 # %% ../nbs/16_bench.ipynb #06070871
 def _git(*args):
@@ -531,5 +544,5 @@ def identity_test(data, resamples:int=100):
     for query in ('', 'camera', 'small', 'old'): yield from _across_videos(albums, query, resamples)
     for query in QUERIES: yield from _damaged_copies(val, query)
 
-BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'times': lambda prior: metric_times()} # lines of text, about this machine
+BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
 MEASURES = {'metrics': metric_order, 'identity': identity_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept} # rows of a table, about a data folder
