@@ -22,7 +22,7 @@ from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
-from .explore import among, do_jobs, done_jobs, export_sweep, job_path, local, read_job, read_rows
+from .explore import among, do_jobs, done_jobs, export_sweep, job_name, local, read_job, read_rows
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
@@ -244,7 +244,7 @@ def memory(prior, batch:int=4):
         for n,twice in ((batch, True), (1, False)):
             with peak_memory(prior.device) as peak:
                 tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=1, batch=n, lr=1e-5)
-                if twice: tuner._thriftier()
+                if twice: tuner.thriftier()
                 seconds = timed(tuner.step)
             yield f'{"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+peak():8.0f} MB {seconds:8.1f} s'
             del tuner
@@ -267,7 +267,7 @@ class Ledger:
     def read(self) -> dict: # job's name -> {metric: numbers}
         noted = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try: a = json.loads(line); noted.setdefault(job_path('', a['job']).stem, {}).update(a['scores'])
+            try: a = json.loads(line); noted.setdefault(job_name(a['job']), {}).update(a['scores'])
             except ValueError: pass                                           # cut short by a kill: to be done again
         return noted
 
@@ -302,10 +302,10 @@ class Bench:
 
     def scored(self, jobs, names) -> list: # of {metric: numbers}, in the jobs' order
         "What these jobs score: as noted, else measured on what they make."
-        jobs,noted = list(jobs),self.ledger.read(); name = lambda j: job_path('', j).stem
-        todo = [j for j in jobs if not {*names} <= {*noted.get(name(j), ())}]
-        for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else (): noted[name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
-        return [noted[name(j)] for j in jobs]
+        jobs,noted = list(jobs),self.ledger.read()
+        todo = [j for j in jobs if not {*names} <= {*noted.get(job_name(j), ())}]
+        for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else (): noted[job_name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
+        return [noted[job_name(j)] for j in jobs]
 
     def do(self, **job) -> dict: # of pictures in [-1, 1]
         "One job."

@@ -283,10 +283,10 @@ class Trainer(Run):
             self.opt.zero_grad(set_to_none=True)
             try: return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
             except torch.OutOfMemoryError:
-                if not self._thriftier(): raise
+                if not self.thriftier(): raise
             torch.cuda.empty_cache()
 
-    def _thriftier(self) -> bool:
+    def thriftier(self) -> bool:
         "First compute activations twice instead of keeping them, then halve what is done at once."
         c = getattr(self.model, 'c', None)                                        # a network of diffusers has none: it goes on to parts
         if c and not c.use_checkpoint: c.use_checkpoint = True; return True
