@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'EVERYS', 'SOME', 'OWN_KS', 'SIZES', 'CAT_TRAINING',
-           'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait', 'person', 'walks', 'portrait_job',
-           'person_job', 'album_job', 'Claims', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'made_job',
-           'claim_identity', 'claim_sizes', 'claim_damages', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
-           'untuned_jobs', 'claim_untuned', 'claim_preset']
+           'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'walks',
+           'portrait_job', 'person_job', 'album_job', 'Claims', 'portrait_jobs', 'person_jobs', 'claim_K',
+           'claim_guidance', 'made_job', 'claim_identity', 'claim_sizes', 'claim_damages', 'cats', 'cat_job',
+           'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'claim_preset']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -37,14 +37,22 @@ def portrait(data, who:int, damage:str, side:int=64) -> tuple: # (photo, truth),
     truth = portraits(data, 'val', side)['images'][who:who+1]
     return damaged(truth, damage, [who]),truth
 
+def _last(video): return video==np.unique(video)[-1] # which frames are of the last video
+
 def person(data, who:int, damage:str, side:int=64, queries:int=5) -> tuple: # (photos, truths, album)
     "Frames of the person's last video, taken in turns, each damaged by its own draw; the album is all of the other videos."
     a = portraits(data, 'albums', side)
     mine = a['subject']==np.unique(a['subject'])[who]
     x,video = a['images'][torch.from_numpy(mine)],a['video'][mine]
-    last = torch.from_numpy(video==np.unique(video)[-1])
+    last = torch.from_numpy(_last(video))
     truth = x[last][torch.arange(queries) % int(last.sum())]
     return damaged(truth, damage, [100*who+i for i in range(len(truth))]),truth,x[~last]
+
+def best_known(data, n:int, side:int=64) -> list: # of numbers of people
+    "Those with the largest albums."
+    a = portraits(data, 'albums', side)
+    sizes = np.array([(~_last(a['video'][a['subject']==s])).sum() for s in np.unique(a['subject'])])
+    return sorted(np.argsort(-sizes, kind='stable')[:n].tolist())
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
@@ -165,8 +173,9 @@ def claim_identity(b, people=range(20), damage='camera'):
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
 
-def claim_sizes(b, people=range(12), damage='camera'):
+def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
+    people = people or best_known(b.data, 12, b.prior.side)
     yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES) for w in people], OWN_KS, FREE)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748

@@ -61,6 +61,12 @@ def test_albums_in_folders(tmp_path):
 def test_a_portrait_is_always_damaged_alike(data):
     assert torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'jpeg')[0]) and not torch.equal(portrait(data, 2, 'jpeg')[0], portrait(data, 2, 'small')[0])
 
+def test_the_best_known_have_the_largest_albums(tmp_path):
+    frames = dict(a=(3, 2), b=(2, 4, 1), c=(9,), d=(4, 3, 2))               # of each video; the last is asked about
+    who,video = zip(*((s, f'{s}{v}') for s,ns in frames.items() for v,n in enumerate(ns) for _ in range(n)))
+    np.savez(tmp_path/'albums_64.npz', images=np.zeros((len(who), 64, 64, 3), np.uint8), subject=np.array(who), video=np.array(video))
+    assert claims.best_known(tmp_path, 2)==[1, 3] and claims.best_known(tmp_path, 3)==[0, 1, 3]
+
 def test_walks_are_restorations(tiny):
     y = torch.rand(2,3,16,16)*2-1; x = walks(Restorer(tiny), y, (100,200), (3,4), 5)
     from gen2res.schedule import equivalent_K
