@@ -159,13 +159,17 @@ OWN_KS = 100,200,400
 def made_job(who, damage, Ks) -> dict: # by method
     return {MADE: dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[0], steps=50, only=list(SOME), recipe='generative', tuning=TUNING, **ALBUM)}
 
+def _beside(table, *bases, **labels):
+    "Each method alone, then its differences from every base that is there."
+    for i,base in enumerate(b for b in bases if b in table): yield from (row for row in compared(table, base, **labels) if row['minus'] or i==0)
+
 def _queried(b, jobs, **labels): # jobs: by method, of each person
-    "Rows: all but generative on five queries a person, then all on two of them."
+    "Rows: all but generative on five queries a person, then all on two of them, compared with free and with generative."
     rs = b.results(jobs, FREE)
     five = [{m: v for m,v in r.items() if m!=MADE} for r in rs]
     two = [{m: v if m==MADE else v[list(SOME)] for m,v in r.items()} for r in rs]
     for queries,r in ((5, five), (2, two)):
-        for k,K in enumerate(OWN_KS): yield from compared(_at(r, k), FREE, **labels, queries=queries, K=K)
+        for k,K in enumerate(OWN_KS): yield from _beside(_at(r, k), FREE, MADE, **labels, queries=queries, K=K)
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour."
