@@ -39,14 +39,14 @@ def portrait(data, who:int, damage:str, side:int=64) -> tuple: # (photo, truth),
 
 def _last(video): return video==np.unique(video)[-1] # which frames are of the last video
 
-def person(data, who:int, damage:str, side:int=64, queries:int=5) -> tuple: # (photos, truths, album)
+def person(data, who:int, damage:str, side:int=64, queries:int=5, of=None) -> tuple: # of: whose album, if not the person's own -> (photos, truths, album)
     "Frames of the person's last video, taken in turns, each damaged by its own draw; the album is all of the other videos."
     a = portraits(data, 'albums', side)
     mine = a['subject']==np.unique(a['subject'])[who]
     x,video = a['images'][torch.from_numpy(mine)],a['video'][mine]
     last = torch.from_numpy(_last(video))
     truth = x[last][torch.arange(queries) % int(last.sum())]
-    return damaged(truth, damage, [100*who+i for i in range(len(truth))]),truth,x[~last]
+    return damaged(truth, damage, [100*who+i for i in range(len(truth))]),truth,x[~last] if of is None else person(data, of, damage, side)[2]
 
 def best_known(data, n:int, side:int=64) -> list: # of numbers of people
     "Those with the largest albums."
@@ -77,8 +77,7 @@ def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=
     return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, seed=who, **kw))
 
 def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, only=None, size=None, of=None, **kw): # only: some of the queries, by number; size: pictures of the album; of: whose album, if not the person's own
-    y,truth,album = person(b.data, who, damage, b.prior.side)
-    if of is not None: album = person(b.data, of, damage, b.prior.side)[2]
+    y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
     some = _spread(album, size or len(album))
     if only: y,truth = y[list(only)],truth[list(only)]
     x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who, **kw)
@@ -222,8 +221,7 @@ SETTINGS = {'closed form': dict(scale=.4, c=.1, side=15, r=2, N=4), 'shared atte
 
 def untuned_job(b, who, damage, how, Ks, seeds, steps, of=None, **kw): # of: whose album, if not the person's own; kw: see SETTINGS
     "Like person_job; a person's photos walk together."
-    y,truth,mine = person(b.data, who, damage, b.prior.side); at = At(256, b.prior)
-    album = mine if of is None else person(b.data, of, damage, b.prior.side)[2]
+    y,truth,album = person(b.data, who, damage, b.prior.side, of=of); at = At(256, b.prior)
     prior,constraints = UNTUNED[how](b.prior, album, **kw)
     walk = lambda K, s: restore(y, prior, K, min(steps, K), constraints, seeds=[s]*len(y)).cpu()
     return dict(y=y, truth=truth, album=album, x=torch.stack([torch.stack([walk(at.t(K), s) for s in seeds], 1) for K in Ks], 1))

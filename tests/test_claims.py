@@ -24,7 +24,7 @@ def quick(monkeypatch):
 
 def small(monkeypatch):
     "Walks of two steps, two queries a person."
-    monkeypatch.setattr(claims, 'SOME', (0,1)); monkeypatch.setattr(claims, 'person', lambda *args, real=claims.person: real(*args, queries=2))
+    monkeypatch.setattr(claims, 'SOME', (0,1)); monkeypatch.setattr(claims, 'person', lambda *args, real=claims.person, **kw: real(*args, queries=2, **kw))
     monkeypatch.setattr(claims, 'restore', lambda y, prior, K, steps, *args, real=claims.restore, **kw: real(y, prior, K, 2, *args, **kw))
 
 def test_killed_jobs_are_missing_and_done_ones_are_kept(tmp_path):
@@ -44,6 +44,7 @@ def test_pictures_survive_in_eight_bits(tmp_path):
 
 def test_album_and_queries_are_of_different_videos(data):
     y,truth,album = person(data, 1, 'camera')
+    another = person(data, 1, 'camera', of=0); assert torch.equal(another[0], y) and torch.equal(another[2], person(data, 0, 'camera')[2]) and not torch.equal(another[2], album)
     a = np.load(data/'albums_128.npz'); images = torch.from_numpy(a['images']).permute(0,3,1,2).float()/127.5-1
     mine = lambda v: resize(images[torch.from_numpy((a['subject']=='b') & np.isin(a['video'], v))], 64).clamp(-1, 1)
     assert torch.equal(album, mine(['u','v'])) and torch.equal(truth[:2], mine(['w'])) and torch.equal(truth[2:4], truth[:2]) and len(truth)==5 and not torch.equal(y[0], y[2]) and y.shape==truth.shape and not torch.equal(y, truth)
