@@ -37,22 +37,23 @@ def portrait(data, who:int, damage:str, side:int=64) -> tuple: # (photo, truth),
     truth = portraits(data, 'val', side)['images'][who:who+1]
     return damaged(truth, damage, [who]),truth
 
-def _last(video): return video==np.unique(video)[-1] # which frames are of the last video
-
-def person(data, who:int, damage:str, side:int=64, queries:int=5, of=None) -> tuple: # of: whose album, if not the person's own -> (photos, truths, album)
-    "Frames of the person's last video, taken in turns, each damaged by its own draw; the album is all of the other videos."
+def _frames(data, who:int, side:int) -> tuple: # (of the person's last video, of the others)
     a = portraits(data, 'albums', side)
     mine = a['subject']==np.unique(a['subject'])[who]
     x,video = a['images'][torch.from_numpy(mine)],a['video'][mine]
-    last = torch.from_numpy(_last(video))
-    truth = x[last][torch.arange(queries) % int(last.sum())]
-    return damaged(truth, damage, [100*who+i for i in range(len(truth))]),truth,x[~last] if of is None else person(data, of, damage, side)[2]
+    last = torch.from_numpy(video==np.unique(video)[-1])
+    return x[last],x[~last]
+
+def person(data, who:int, damage:str, side:int=64, queries:int=5, of=None) -> tuple: # of: whose album, if not the person's own -> (photos, truths, album)
+    "Frames of the person's last video, taken in turns, each damaged by its own draw; the album is all of the other videos."
+    last,own = _frames(data, who, side)
+    truth = last[torch.arange(queries) % len(last)]
+    return damaged(truth, damage, [100*who+i for i in range(len(truth))]),truth,own if of is None else _frames(data, of, side)[1]
 
 def best_known(data, n:int, side:int=64) -> list: # of numbers of people
     "Those with the largest albums."
-    a = portraits(data, 'albums', side)
-    sizes = np.array([(~_last(a['video'][a['subject']==s])).sum() for s in np.unique(a['subject'])])
-    return sorted(np.argsort(-sizes, kind='stable')[:n].tolist())
+    everybody = range(len(np.unique(portraits(data, 'albums', side)['subject'])))
+    return sorted(sorted(everybody, key=lambda who: -len(_frames(data, who, side)[1]))[:n])
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
@@ -160,7 +161,9 @@ def made_job(who, damage, Ks) -> dict: # by method
 
 def _beside(table, *bases, **labels):
     "Each method alone, then its differences from every base that is there."
-    for i,base in enumerate(b for b in bases if b in table): yield from (row for row in compared(table, base, **labels) if row['minus'] or i==0)
+    first,*others = [b for b in bases if b in table]
+    yield from compared(table, first, **labels)
+    for base in others: yield from (row for row in compared(table, base, **labels) if row['minus'])
 
 def _queried(b, jobs, **labels): # jobs: by method, of each person
     "Rows: all but generative on five queries a person, then all on two of them, compared with free and with generative."
