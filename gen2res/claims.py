@@ -166,12 +166,12 @@ def _beside(table, *bases, **labels):
     for base in others: yield from (row for row in compared(table, base, **labels) if row['minus'])
 
 def _queried(b, jobs, **labels): # jobs: by method, of each person
-    "Rows: all but generative on five queries a person, then all on two of them, compared with free and with generative."
+    "Rows: all but generative on five queries a person, then all on two of them, compared with free, generative and another's."
     rs = b.results(jobs, FREE)
     five = [{m: v for m,v in r.items() if m!=MADE} for r in rs]
     two = [{m: v if m==MADE else v[list(SOME)] for m,v in r.items()} for r in rs]
     for queries,r in ((5, five), (2, two)):
-        for k,K in enumerate(OWN_KS): yield from _beside(_at(r, k), FREE, MADE, **labels, queries=queries, K=K)
+        for k,K in enumerate(OWN_KS): yield from _beside(_at(r, k), FREE, MADE, STRANGER, **labels, queries=queries, K=K)
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour."
