@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAMED', 'SCORES', 'EXPERIMENTS', 'SIZES', 'SCALES', 'EVERYS', 'NS', 'job_name', 'job_path', 'local', 'done_jobs',
            'do_jobs', 'read_job', 'sweep', 'averaged', 'sweep_figure', 'titled', 'band', 'save_rows', 'read_rows',
-           'among', 'export_sweep', 'scores', 'compared', 'curves', 'claim_figure', 'lines', 'NotYet', 'Lab', 'detail',
-           'Stopped', 'Background', 'render_K', 'K_explorer', 'explore_K', 'render_guidance', 'guidance_explorer',
-           'render_album', 'album_explorer', 'render_pseudo', 'pseudo_explorer', 'render_kl', 'kl_curves_explorer',
-           'render_prior', 'prior_explorer', 'render_restorer', 'restorer_explorer', 'curtain']
+           'among', 'export_sweep', 'scores', 'compared', 'curves', 'claim_figure', 'methods_figure', 'lines', 'NotYet',
+           'Lab', 'detail', 'Stopped', 'Background', 'render_K', 'K_explorer', 'explore_K', 'render_guidance',
+           'guidance_explorer', 'render_album', 'album_explorer', 'render_pseudo', 'pseudo_explorer', 'render_kl',
+           'kl_curves_explorer', 'render_prior', 'prior_explorer', 'render_restorer', 'restorer_explorer', 'curtain']
 
 # %% ../nbs/15_explore.ipynb #8c46e8bc
 import copy, csv, hashlib, io, json, threading, time
@@ -169,6 +169,24 @@ def claim_figure(rows, x:str, metrics=SCORES, **want):
     fig = Figure(figsize=(3.1*len(metrics), 3.), layout='constrained')
     for ax,m in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics): curves(rows, x, m, ax, **want)
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8, fontsize=8)
+    return fig
+
+def _points(ax, rows, methods, shift, label): # rows: of one measure; shift: down, in lines
+    v,low,high = (np.array([float(r[k]) for r in rows]) for k in ('value','low','high'))
+    ax.errorbar(v, [methods.index(r['method'])+shift for r in rows], xerr=(v-low, high-v), fmt='o', markersize=4, label=label)
+
+def methods_figure(rows, metrics=SCORES, by='kind', minus='', **want):
+    "One panel per measure: the methods one below the other, value and interval, a colour for each value of `by`; with `minus` the differences from that method."
+    from matplotlib.figure import Figure
+    rows = among(rows, minus=minus, **want); methods,kinds = (list(dict.fromkeys(r[k] for r in rows)) for k in ('method', by))
+    fig = Figure(figsize=(1.2+2.5*len(metrics), 1.1+.38*len(methods)), layout='constrained')
+    axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for ax,m in zip(axes, metrics):
+        for i,k in enumerate(kinds): _points(ax, among(rows, metric=m, **{by: k}), methods, .16*(i-(len(kinds)-1)/2), k)
+        ax.set_title(titled(m), fontsize=9); ax.grid(axis='x', alpha=.3)
+        if minus: ax.axvline(0, color='grey', linewidth=.8)
+    axes[0].set_yticks(range(len(methods)), methods); axes[0].invert_yaxis()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8, fontsize=8)
     return fig
 
 def lines(rows, metrics=SCORES, **want):
