@@ -19,6 +19,7 @@ from .constraints import NORMS, Guide
 from .embedder import embed, load_embedder
 from .faces import face_cut
 from .images import ImageError, grid, is_foreign, list_images, load_image, png_text, resize, save_image, seeded, square, to_array, to_tensor
+from .prior import no_memory
 from .sample import ddpm, denoise
 from .schedule import equivalent_K
 
@@ -42,7 +43,7 @@ def _name(step):
 
 def _key(y, prior, seed, settings) -> str:
     "Hash of everything that determines one picture of an album."
-    about = json.dumps(dict(prior=prior.fingerprint(), seed=seed, **settings), sort_keys=True, default=str)
+    about = json.dumps(dict(prior=prior.fingerprint(), seed=seed, **settings) | (dict(bf16=True) if prior.bf16 else {}), sort_keys=True, default=str)
     return hashlib.sha256(y.cpu().contiguous().numpy().tobytes()+about.encode()).hexdigest()
 
 def _kept(path, key):
@@ -106,8 +107,8 @@ def in_batches(do, items, batch:int): # do(some) -> their results
     while items:
         some = items[:batch]
         try: yield some,do(some)
-        except torch.OutOfMemoryError:
-            if batch==1: raise
+        except RuntimeError as e:
+            if batch==1 or not no_memory(e): raise
             batch //= 2
             torch.cuda.empty_cache()
         else: items = items[batch:]

@@ -29,7 +29,8 @@ from .pseudo import pseudo_numbers, pseudo_targets, restorer_hash
 from .restore import ALBUMS, NOTICE, At, Restorer, paper_K, recipe_arguments, restore
 from .sample import generate
 from .schedule import suggest_K
-from .tune import PRESETS, album_hash, to_u8, tune
+from .train import album_hash
+from .tune import PRESETS, to_u8, tune
 
 # %% ../nbs/15_explore.ipynb #a9445efb
 def job_name(job:dict) -> str:

@@ -20,8 +20,8 @@ from .images import ImageError, atomic, choice, explorer, is_foreign, list_image
 from .prior import weights_hash
 from .restore import At, read_face, restore
 from .sample import counted, ddpm
-from .train import to_unit
-from .tune import album_hash, to_u8
+from .train import album_hash, to_unit
+from .tune import to_u8
 
 # %% ../nbs/11_pseudo.ipynb #3fd06518
 PSEUDO_SIDE,PSEUDO_K,PSEUDO_L,PSEUDO_N,PSEUDO_STRIDE = 512,600,360,16,4 # DT-BFR, Sec. 4.1; 250 of 1,000 steps

@@ -22,10 +22,11 @@ from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
 from .filters import lowpass
-from .images import ImageError, astronaut, atomic, each_file, grid, load_image, load_photo, png_text, resize, save_image, seeded
+from .images import ImageError, astronaut, atomic, each_file, grid, load_image, load_photo, png_text, resize, save_image, seeded, to_pil
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
-from .tune import PRESETS, album_hash, to_u8, tune
+from .train import album_hash
+from .tune import PRESETS, to_u8, tune
 from .untuned import AlbumMean
 
 # %% ../nbs/10_restore.ipynb #93ab31ae
@@ -151,16 +152,18 @@ class Restorer:
     def __call__(self, y, # B x 3 x S x S in [-1, 1]
                  seeds=0, # one integer s (images get s, s+1, ...), or one per image
                  samples:int|None=None, # several of each: seeds s, s + 1, ...; returns samples x 3 x S x S for the one photo y
-                 **kw # passed on to denoise
+                 progress:bool=False, callback=None # of denoise; what would change the picture belongs to the settings
                 ) -> torch.Tensor:
-        if samples: return self._walk(y.expand(samples, -1, -1, -1), self.prior_for(y), seeds, **kw)
-        if self.recipe!='generative': return self._walk(y, self.prior_for(y), seeds, **kw)
+        walk = partial(self._walk, progress=progress, callback=callback)
+        if samples: return walk(y.expand(samples, -1, -1, -1), self.prior_for(y), seeds)
+        if self.recipe!='generative': return walk(y, self.prior_for(y), seeds)
         rng = seeded(seeds, len(y)).seeds
-        return torch.cat([self._walk(im, self.prior_for(im), [s], **kw) for im,s in zip(y.split(1), rng)])
+        return torch.cat([walk(im, self.prior_for(im), [s]) for im,s in zip(y.split(1), rng)])
 
-    def _walk(self, y, prior, seeds, **kw):
+    def _walk(self, y, prior, seeds, progress, callback):
         a = self.arguments(y)
-        return restore(y, prior, seeds=seeds, **a, **dict(callback=counted(self.watch, 'restoring', len(prior.schedule.timesteps(a['K'], a['steps'])))) | kw)
+        watch = counted(self.watch, 'restoring', len(prior.schedule.timesteps(a['K'], a['steps'])))
+        return restore(y, prior, seeds=seeds, **a, progress=progress, callback=callback or watch)
 
     @property
     def side(self): return self.base.side
@@ -173,6 +176,7 @@ class Restorer:
         K = recipe_K(self.recipe, self.base) if self.K is None else self.K
         about = dict(recipe=self.recipe, prior=self.base.name, weights=self.base.fingerprint(), K=K, steps=self.steps)
         if self.base.bf16: about |= dict(bf16=True)
+        if self.base.device.type!='cpu': about |= dict(device=self.base.device.type) # rounds otherwise
         if self.recipe in ALBUMS: about |= dict(album=self.made or album_hash(to_u8(self.album)))
         if self.recipe in TUNED: about |= dict(tuning=self.tuning, album_seed=self.seed)
         return about
@@ -207,10 +211,12 @@ def read_record(path) -> dict:
     try: return json.loads(png_text(path, 'gen2res'))
     except (TypeError, ValueError): raise ImageError(f'{path}: carries no record of a restoration') from None
 
-def again(record, photo, prior, album=None): # record: of read_record; photo: of load_photo
-    "The picture that a record of a whole photo speaks of."
-    faces = [Face(*f) for f in record['faces']]
-    return restored_faces(photo, faces, record['crop'], restorer_of(record, prior, album), record['seed'], record['samples'])[0]
+def again(record, photo, prior, album=None) -> Image.Image: # record: of read_record; photo: the file; of a square also the square itself, 1 x 3 x S x S
+    "The picture that a record speaks of, bit for bit on the same machine."
+    r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples'])
+    if 'faces' in record: return restored_faces(load_photo(photo), [Face(*f) for f in record['faces']], record['crop'], r, *seeds)[0]
+    y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]
+    return to_pil(r(y, *seeds)[record['kept']])
 
 def restorer_of(record, prior, album=None) -> Restorer:
     "The restorer that a record speaks of. Raises ValueError if the prior is another."
@@ -263,7 +269,7 @@ def _tiles(y, xs, best, title, how, truth=None):
 
 def restore_square(y, # 1 x 3 x side x side
                    restorer, name:str, out, seed:int=0, samples:int=1, force:bool=False,
-                   truth=None, how:str='aligned', **kw): # truth: shown on the sheet if known; how: see face_square; kw: of denoise
+                   truth=None, how:str='aligned', **kw): # truth: shown on the sheet if known; how: see face_square; kw: progress, callback
     "Restore one square and write result, sheet and record; returns the paths of the first two."
     xs = restorer(y, seed, samples, **kw).cpu(); best = most_faithful(xs, y)
     about = record(restorer.settings(), seed, samples, best, name, how)
@@ -301,7 +307,7 @@ def restore_example(restorer, out='restored', force:bool=False, report=print, **
 def restore_file(path, restorer, out='restored', force:bool=False,
                  square:bool=False, # the best face only, as a square at the prior's side
                  which:str='all', box=None, detector:str='cascade', # which faces: see look_for
-                 **kw): # seed, samples, and what denoise takes
+                 **kw): # seed, samples, progress, callback
     "Restore one photo, in place or as a square; returns the paths of result and sheet. Raises ImageError."
     photo = load_photo(path); _large_enough(path, photo.size)
     to = dict(name=Path(path).stem, out=out, force=force, **kw)

@@ -22,8 +22,8 @@ from .faces import face_cut
 from .pseudo import made_by, make_targets
 from .sample import counted
 from .restore import read_face
-from .train import Run, load_pictures, to_unit
-from .tune import album_hash, to_u8
+from .train import Run, album_hash, load_pictures, to_unit
+from .tune import to_u8
 
 # %% ../nbs/12_restorers.ipynb #5e664759
 SIGNED = 'GFPGAN','RestoreFormer','CodeFormer' # architectures whose pixels are in [-1, 1] (their repositories' inference scripts)
@@ -313,7 +313,7 @@ class RestorerTuner(Run):
         y,x,real = self.batch_at(self.it)
         with autocast(self.device, self.amp): loss,self.terms,out = self.losses(self.restorer, y, x)
         self.opt.zero_grad(set_to_none=True); self.checked(loss).backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.)
+        self.clipped(self.trained)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
         with autocast(self.device, self.amp): self.terms |= self.losses.after(out, real, lr)
         return loss.item()

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
-           'small_arch', 'team', 'Run', 'Trainer']
+           'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
-import copy, json, math, time
+import copy, hashlib, json, math, time
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
-from .prior import Prior, autocast, best_device, save_prior
+from .prior import Prior, autocast, best_device, no_memory, save_prior
 from .sample import generate
 from .schedule import Schedule
 from .unet import UNet
@@ -91,6 +91,10 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
                 channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch)
 
+def album_hash(images) -> str: # N x 3 x S x S, uint8
+    "12 hex digits: which pictures were they?"
+    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:12]
+
 # %% ../nbs/17_train.ipynb #f3f0fc11
 def _iteration(line) -> float:
     "Of a line of the log; never, if it was cut off in writing."
@@ -101,6 +105,10 @@ def team():
     "The processes that train together: as many as `accelerate launch` or `torchrun` started."
     from accelerate import Accelerator
     return Accelerator(device_placement=False)
+
+class Diverged(ValueError):
+    "A loss or a gradient that is no longer a number. `.result`: of the weights before it, as `finish` returns it, or None."
+    result = None
 
 class Run:
     "A training that survives being killed: its state, its log and its progress. What is trained, and on what, its subclasses say."
@@ -117,8 +125,8 @@ class Run:
 
     # -- what a subclass says --------------------------------------------------
     def parts(self) -> dict: "Everything with a state_dict that must be there to go on, by name."; raise NotImplementedError
-    def fixed(self) -> dict: "Settings that a resumed run must share."; raise NotImplementedError
-    def step(self) -> float: "One iteration; returns the loss, raises ValueError if it is no longer a number."; raise NotImplementedError
+    def fixed(self) -> dict: "Settings and data that a resumed run must share."; raise NotImplementedError
+    def step(self) -> float: "One iteration; returns the loss, raises Diverged before a weight is spoiled."; raise NotImplementedError
     def validate(self) -> dict|None: "Measure; keep the best."
     def sheet(self): "Show what it can do."
     def finish(self): "Save the result, return it."
@@ -165,9 +173,20 @@ class Run:
         torch.manual_seed(self.seed*1_000_003+it + (self.team.process_index<<40))
         return torch.Generator().manual_seed(self.seed*1_000_003+it)
 
-    def checked(self, loss):
-        if not loss.isfinite(): raise ValueError(f'{self.out or self.name}: the loss is no longer a number at iteration {self.it}; the last good state is kept. Lower the learning rate')
-        return loss
+    def checked(self, x): # a loss, or the norm of a gradient
+        if not x.isfinite(): raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. Start anew, in another folder, with a lower learning rate')
+        return x
+
+    def clipped(self, params):
+        "No gradient moves the weights by more than one of norm 1 would."
+        self.checked(torch.nn.utils.clip_grad_norm_(params, 1.))
+
+    def good(self): return all(p.isfinite().all() for net in (self.model, self.avg) for p in net.parameters())
+
+    def rescued(self):
+        "What `finish` makes of the good weights, those in memory or else those saved last; None if there are none."
+        if not self.good() and self.out and self.state_file.exists(): self._resume()
+        if self.good(): self.save(); return self.finish()
 
     def share(self, batch): # of tensors, or None
         "What this process of the team does of a batch."
@@ -189,28 +208,33 @@ class Run:
         for a,b in zip(avg.buffers(), model.buffers()): a.copy_(b)
 
     # -- the run ---------------------------------------------------------------
+    def due(self, every): return every and self.it%every==0
+
     def log(self, losses):
         "One JSON line; now and then with a validation."
         row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
-        if self.val_every and self.it%self.val_every==0 and (val := self.validate()) is not None: row['val'] = val
+        if self.due(self.val_every) and (val := self.validate()) is not None: row['val'] = val
         if self.out:
             with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
 
     def run(self, progress:bool=True, callback=None): # callback(run, loss) after each iteration; raise to stop
-        "Train to `iters`; returns what `finish` returns."
+        "Train to `iters`; returns what `finish` returns. Raises Diverged."
+        try: self._train(progress, callback)
+        except Diverged as e: e.result = self.rescued(); raise
+        self.save(); result = self.finish()
+        self.team.wait_for_everyone()
+        return result
+
+    def _train(self, progress, callback):
         losses,saved = [],time.time()
-        start = saved-self.spent
-        first = self.team.is_main_process
+        start,first = saved-self.spent,self.team.is_main_process
         for _ in tqdm(range(self.it, self.iters), initial=self.it, total=self.iters, disable=not (progress and first), unit='it'):
             losses.append(self.step())
             self.spent = time.time()-start
             if callback: callback(self, losses[-1])
-            if self.log_every and first and self.it%self.log_every==0: self.log(losses); losses = []
-            if self.sample_every and first and self.it%self.sample_every==0: self.sheet()
+            if first and (self.due(self.log_every) or self.due(self.val_every)): self.log(losses); losses = []
+            if first and self.due(self.sample_every): self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
-        self.save(); result = self.finish()
-        self.team.wait_for_everyone()
-        return result
 
 # %% ../nbs/17_train.ipynb #d1ed8c6b
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
@@ -228,6 +252,7 @@ class Trainer(Run):
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
+        self.measured = {}
         self.images,self.arch,self.val,self.batch,self.flips,self.below,self.amp,self.name = images,arch,val,batch,flips,below,amp,name
         self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
         torch.manual_seed(seed)
@@ -250,7 +275,8 @@ class Trainer(Run):
     def _optimizer(self): return torch.optim.AdamW(self.model.parameters(), self.lr, betas=(.9, .99), weight_decay=.01, fused=self.device.type!='mps')
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
-    def fixed(self): return dict(arch=json.dumps(self.arch, sort_keys=True), batch=self.batch, seed=self.seed, pictures=len(self.images))
+    def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
+        return dict(arch=json.dumps(self.arch, sort_keys=True), pictures=album_hash(self.images), **{k: getattr(self, k) for k in ('batch', 'seed', 'flips', 'below')})
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
@@ -282,8 +308,8 @@ class Trainer(Run):
         while True:
             self.opt.zero_grad(set_to_none=True)
             try: return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
-            except torch.OutOfMemoryError:
-                if not self.thriftier(): raise
+            except RuntimeError as e:
+                if not no_memory(e) or not self.thriftier(): raise
             torch.cuda.empty_cache()
 
     def thriftier(self) -> bool:
@@ -297,7 +323,7 @@ class Trainer(Run):
         for group in self.opt.param_groups: group['lr'] = self.lr_at(self.it)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         loss = self.checked(self.together(trained, self.backward(self.share(self.batch_at(self.it)))))
-        torch.nn.utils.clip_grad_norm_(trained, 1.)
+        self.clipped(trained)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
         return loss.item()
 
@@ -321,8 +347,9 @@ class Trainer(Run):
         val = self.errors()
         score = math.exp(np.mean([math.log(v) for v in val.values()]))
         better,self.best = score < self.best,min(score, self.best)
+        self.measured = dict(iterations=self.it, validation=val)
         for place in ['prior']+['best']*better:
-            if self.out: save_prior(self.prior(iterations=self.it, validation=val), self.out/place)
+            if self.out: save_prior(self.prior(**self.measured), self.out/place)
         return val
 
     def sheet(self, n:int=16, steps:int=100):
@@ -330,5 +357,6 @@ class Trainer(Run):
         save_image(grid(generate(self.prior(), n, steps), cols=8), self.out/f'samples_{self.it:06}.png')
 
     def finish(self) -> Prior:
-        if self.out: save_prior(self.prior(iterations=self.it), self.out/'prior')
+        about = self.measured if self.measured.get('iterations')==self.it else dict(iterations=self.it)
+        if self.out: save_prior(self.prior(**about), self.out/'prior')
         return self.prior()

@@ -4,9 +4,10 @@ import pytest, torch
 from gen2res.untuned import AlbumMean
 from PIL import Image
 from gen2res.constraints import Guide, LowFreq, PartialGuide
-from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array
-from gen2res.restore import (ALBUMS, RECIPES, Restorer, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
-                             restore_example, restorer_of, spread, spread_map)
+from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_tensor, to_unit_rgb
+from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
+                             restore_example, restore_file, restorer_of, spread, spread_map)
+from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
 
 y = resize(damaged_astronaut()[0], 16)
@@ -79,8 +80,19 @@ def test_record_makes_it_again(tiny, tmp_path):
         r = Restorer(tiny, K=20, **kw)
         x = r(y, 9, 1)
         save_image(x, tmp_path/'x.png', record(r.settings(), 9), overwrite=True)
-        rec = read_record(tmp_path/'x.png')
+        rec = read_record(tmp_path/'x.png'); assert to_tensor(to_unit_rgb(again(rec, y, tiny))).equal(load_image(tmp_path/'x.png'))
         assert (to_array(restorer_of(rec, tiny)(y, rec['seed'], rec['samples']))==to_array(load_image(tmp_path/'x.png'))).all()
+
+@pytest.mark.parametrize('how', [dict(), dict(square=True)])
+def test_a_file_again_of_several_samples(tiny, tmp_path, how):
+    save_image(astronaut(), tmp_path/'her.png')
+    made,_ = restore_file(tmp_path/'her.png', Restorer(tiny, K=20), tmp_path/'out', seed=3, samples=3, **how)
+    once_more = again(read_record(made), tmp_path/'her.png', tiny)
+    assert to_tensor(to_unit_rgb(once_more)).equal(load_image(made)) and ('faces' in read_record(made))==(not how)
+
+def test_what_the_record_would_not_hold_is_refused(tiny, tmp_path):
+    save_image(astronaut(), tmp_path/'her.png')
+    with pytest.raises(TypeError, match='step'): restore_file(tmp_path/'her.png', Restorer(tiny, K=20), tmp_path/'out', step=ddim)
 
 def test_record_of_another_prior(tiny, faces64):
     with pytest.raises(ValueError, match='made with tiny, weights .*; this is faces64'): restorer_of(json.loads(record(Restorer(tiny).settings())['gen2res']), faces64)

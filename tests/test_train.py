@@ -4,7 +4,7 @@ import pytest, torch
 from gen2res.images import ImageError, astronaut, save_image
 from gen2res.prior import load_prior
 from gen2res.schedule import Schedule
-from gen2res.train import Trainer, diffusion_loss, load_pictures, loss_weights, small_arch
+from gen2res.train import Diverged, Trainer, diffusion_loss, load_pictures, loss_weights, small_arch
 
 ARCH = dict(image_size=16, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=[1], attention_pixels=[], patch=2)
 
@@ -35,7 +35,28 @@ def test_a_nan_never_reaches_the_disk(pictures, tmp_path, iters):
     with torch.no_grad(): t.model.out[2].weight.fill_(float('nan'))
     with pytest.raises(ValueError, match='no longer a number'): t.run(progress=False)
     again = Trainer(pictures, tmp_path, ARCH, batch=2, iters=iters, device='cpu')
-    assert again.it==1 and all(p.isfinite().all() for p in [*again.model.parameters(), *again.avg.parameters()]) and not (tmp_path/'prior').exists()
+    assert again.it==1 and all(p.isfinite().all() for p in [*again.model.parameters(), *again.avg.parameters()]) 
+    rescued = load_prior(tmp_path/'prior', 'cpu')
+    assert rescued.card['iterations']==1 and all(p.isfinite().all() for p in rescued.model.parameters())
+
+def test_an_infinite_gradient_moves_nothing(pictures, tmp_path, monkeypatch):
+    t = Trainer(pictures, tmp_path, ARCH, batch=2, iters=5, device='cpu', ema=0.); t.step(); real = t.backward
+    def steep(batch): loss = real(batch); next(t.model.parameters()).grad.fill_(float('inf')); return loss
+    monkeypatch.setattr(t, 'backward', steep); before = [p.clone() for p in t.model.parameters()]
+    with pytest.raises(Diverged, match='no longer a number at iteration 1') as e: t.run(progress=False)
+    assert all(torch.equal(a, b) for a,b in zip(before, t.model.parameters())) and t.it==1
+    assert all(torch.equal(a, b) for a,b in zip(before, e.value.result.model.parameters())) and load_prior(tmp_path/'prior', 'cpu').card['iterations']==1
+
+def test_other_pictures_are_another_run(pictures, tmp_path):
+    kw = dict(batch=2, iters=3, device='cpu'); Trainer(pictures, tmp_path, ARCH, **kw).save()
+    with pytest.raises(ValueError, match='another pictures'): Trainer(pictures.flip(0), tmp_path, ARCH, **kw)
+    assert Trainer(pictures, tmp_path, ARCH, lr=1e-5, boost=0., **kw | dict(iters=9)).iters==9            # a long run may be steered
+
+def test_validation_by_its_own_clock(pictures, tmp_path):
+    t = Trainer(pictures, tmp_path, ARCH, val=pictures[:2], batch=2, iters=3, log_every=2, val_every=3, device='cpu'); t.errors = lambda: {20: .5}
+    t.run(progress=False)
+    assert [('val' in json.loads(l)) for l in open(tmp_path/'log.jsonl')]==[False, True]
+    assert load_prior(tmp_path/'prior', 'cpu').card['validation']=={'20': .5}                             # not lost when the run ends
 
 @pytest.mark.parametrize('change', [dict(arch=ARCH | dict(patch=1)), dict(batch=3), dict(seed=1)])
 def test_another_run_is_not_resumed(pictures, tmp_path, change):

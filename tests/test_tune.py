@@ -61,7 +61,7 @@ def test_resumed(tiny, tmp_path):
 
 def test_another_album_is_another_run(tiny, tmp_path):
     tune(tiny, album, folder=tmp_path, **KW)
-    with pytest.raises(ValueError, match='another album'): tune(tiny, album.flip(2), folder=tmp_path, **KW)
+    with pytest.raises(ValueError, match='another pictures'): tune(tiny, album.flip(2), folder=tmp_path, **KW)
     with pytest.raises(ValueError, match='another iters'): tune(tiny, album, folder=tmp_path, **KW | dict(iters=2))
 
 def test_not_a_number_stops_and_keeps(tiny, tmp_path):
@@ -69,8 +69,9 @@ def test_not_a_number_stops_and_keeps(tiny, tmp_path):
     def spoil(trainer, loss):
         calls.append(loss); trainer.save()
         if len(calls)==2: trainer.model.input_blocks[0][0].weight.data.fill_(float('nan'))
-    with pytest.raises(ValueError, match='no longer a number at iteration 2; the last good state is kept'): tune(bad, album, folder=tmp_path, callback=spoil, **KW)
+    with pytest.raises(ValueError, match='no longer a number at iteration 2; what was good is kept') as e: tune(bad, album, folder=tmp_path, callback=spoil, **KW)
     assert len(calls)==2 and all(v.isfinite().all() for v in torch.load(tmp_path/'state.pt', weights_only=True)['model'].values())
+    assert weights(e.value.result).isfinite().all() and e.value.result.card['tuned']['iterations']==2
 
 def test_any_size_of_album(tiny):
     assert tune(tiny, resize(astronaut(64), 40), iters=1, batch=1).side==16
