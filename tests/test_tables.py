@@ -30,7 +30,7 @@ ONCE = [n for n in {f: n for n,f in reversed(list(TABLES.items()))}.values() if 
 @pytest.mark.parametrize('name', ONCE)
 def test_every_table(name, bench, tmp_path):
     kw = dict(kinds=SETS[:1]) | (dict(ns=(2,None)) if name=='4' else {})
-    bench.methods = {'6': ['L1'], '21': ['N 4'], '22': ['N 4']}.get(name)
+    bench.methods = {'6': ['L1'], '21': ['N 32'], '22': ['N 32']}.get(name)
     rows = read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'t.csv')); alone = among(rows, minus='')
     assert {r['metric'] for r in alone}=={*NAMES, 'fd64'} and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
@@ -74,7 +74,7 @@ def test_targets_of_the_photo_itself(bench):
 
 def test_choices_differ_from_ours_in_what_they_say(faces64):
     c = choices(faces64, 2)
-    assert c=={'ours': {}, 'N 4': dict(N=4), 'N 8': dict(N=8), 'L 0': dict(L=0), 'L 180': dict(L=21), 'K 900': dict(K=632), 'free from 180': dict(K=21, L=1000), 'free from 360': dict(K=61, L=1000), 'free from 600': dict(K=211, L=1000), 'free from 900': dict(K=632, L=1000)}
+    assert c=={'ours': {}, 'N 32': dict(N=4), 'N 64': dict(N=8), 'L 0': dict(L=0), 'L 180': dict(L=21), 'K 900': dict(K=632), 'free from 180': dict(K=21, L=1000), 'free from 360': dict(K=61, L=1000), 'free from 600': dict(K=211, L=1000), 'free from 900': dict(K=632, L=1000)}
 
 def test_people_of_the_two_halves_are_apart_and_sources_mixed(tmp_path):
     images = np.repeat(np.arange(40, dtype=np.uint8), 2)[:,None,None,None]*np.ones((1,64,64,3), dtype=np.uint8)      # two pictures of each of 40, by source in order
