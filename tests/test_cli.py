@@ -137,6 +137,18 @@ def damaged_face():
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('how,recipe', [(('--album', 'album'), 'personal'), (('--generative', 2), 'generative')])
+def test_an_album_tunes_the_prior_that_restores(tmp_path, monkeypatch, how, recipe):
+    from gen2res import restore, tune
+    monkeypatch.chdir(tmp_path); monkeypatch.setitem(tune.PRESETS, 'fast', dict(iters=2, batch=1, lr=1e-3))
+    real = restore.generative_album; monkeypatch.setattr(restore, 'generative_album', lambda *a, **kw: real(*a, **kw | dict(steps=4, every=2)))
+    save_image(damaged_face(), 'her.png'); save_image(astronaut(80), 'album/a.png'); save_image(astronaut(90).flip(-1), 'album/b.png')
+    for out,options in (('free', ()), ('held', how)): code,_,err = run('restore', 'her.png', '-o', out, '--K', 5, *options); assert code==0, err
+    about = restore.read_record('held/her_restored.png')
+    assert about['recipe']==recipe and about['tuning']['iters']==2 and Path('held/her_restored.png').read_bytes()!=Path('free/her_restored.png').read_bytes()
+    assert len(list(Path('held').iterdir()))==3                                          # nothing of an album stays
+
 def test_a_killed_restore_leaves_no_trace_once_it_is_done(tmp_path, monkeypatch):
     from gen2res import tune
     monkeypatch.setitem(tune.PRESETS, 'fast', dict(iters=2, batch=1, lr=1e-4))

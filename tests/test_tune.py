@@ -104,8 +104,11 @@ def test_one_line(tiny, tmp_path):
 
 def test_binned(): assert binned([1.,2.,3.,4.], 2)==[1.5,3.5] and binned([1.], 40)==[1.]
 
-def test_amp_and_ema(tiny):
-    assert tune(tiny, album, amp=True, **KW).model.state_dict() and not torch.equal(weights(tune(tiny, album, ema=.9, **KW)), weights(tune(tiny, album, **KW)))
+@pytest.mark.parametrize('option', [dict(amp=True), dict(ema=.9), dict(flips=True), dict(below=50), dict(decay=.7), dict(dropout=0.)])
+def test_every_option_does_something(tiny, monkeypatch, option):
+    monkeypatch.setattr('gen2res.prior.quick_bf16', lambda device: True)                 # emulated, if need be
+    lopsided = album[:1]; plain,other = (weights(tune(tiny, lopsided, **KW, **o)) for o in ({}, option))
+    assert not torch.equal(plain, other) and (plain-other).abs().max() < .05
 
 def test_losses_survive_a_kill(tiny, tmp_path):
     from gen2res.tune import Tuner
