@@ -80,7 +80,7 @@ def mirrored(eyes): # B x 4
 
 # %% ../nbs/23_aligner.ipynb #90196505
 class Aligner(nn.Module):
-    "Windows B x 3 x H x W in [-1, 1] -> (eyes B x 4, log b, face logit): see `Moves.eyes`; b in distances between the eyes."
+    "Windows B x 3 x H x W in [-1, 1] -> (eyes B x 4, log b, face logit): see `Moves.eyes`; b: the error it expects, of Eq. 2."
     def __init__(self, width:int=24):
         super().__init__()
         self.config = dict(width=width)
@@ -91,8 +91,8 @@ class Aligner(nn.Module):
 
     def forward(self, x):
         x = F.instance_norm(resize(x, SIDE), eps=1e-3)                                   # exposure and cast say nothing about where the eyes are
-        e,b,f = self.head(self.body(self.stem(x))).split([4, 1, 1], 1)
-        return .5+e/4,b[:,0],f[:,0]
+        e,logb,f = self.head(self.body(self.stem(x))).split([4, 1, 1], 1)
+        return .5+e/4,logb[:,0],f[:,0]
 
 def eye_error(eyes, true): # B x 4 each -> B
     "Mean distance of the two eyes from the truth, in distances between the true eyes."
@@ -100,10 +100,10 @@ def eye_error(eyes, true): # B x 4 each -> B
     return (e-t).norm(dim=2).mean(1)/(t[:,0]-t[:,1]).norm(dim=1)
 
 def align_loss(out, eyes, face):
-    "Laplace likelihood of the eyes where there is a face, and whether there is one."
-    e,b,f = out
+    "Eq. 2 of the eyes where there is a face, and whether there is one."
+    e,logb,f = out
     far = (e-eyes).abs().sum(1)/2/(eyes[:,:2]-eyes[:,2:]).norm(dim=1)
-    return (far*(-b).exp()+b)[face].mean() + F.binary_cross_entropy_with_logits(f, face.float())
+    return (far*(-logb).exp()+logb)[face].mean() + F.binary_cross_entropy_with_logits(f, face.float())
 
 def train_aligner(images, # N x 3 x 128 x 128 uint8, aligned
                   iters:int=6000, batch:int=64, lr:float=2e-3, width:int=24, seed:int=0,
@@ -125,9 +125,9 @@ def train_aligner(images, # N x 3 x 128 x 128 uint8, aligned
 # %% ../nbs/23_aligner.ipynb #c8557720
 def find_eyes(windows, # B x 3 x H x W in [-1, 1]
               net) -> tuple: # of load_aligner -> (eyes B x 4, b, probability of a face)
-    "Where are the eyes? b: expected error, in distances between the eyes."
-    (e,b,f),(e2,b2,f2) = net(windows),net(windows.flip(-1))
-    return (e+mirrored(e2))/2,((b+b2)/2).exp(),((f+f2)/2).sigmoid()
+    "Where are the eyes? b: the error that is to be expected of one of the two looks, in distances between the eyes."
+    (e,logb,f),(e2,logb2,f2) = net(windows),net(windows.flip(-1))
+    return (e+mirrored(e2))/2,((logb+logb2)/2).exp(),((f+f2)/2).sigmoid()
 
 @lru_cache
 def load_aligner(folder=None, # of save_net; None: the one that comes along
