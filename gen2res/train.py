@@ -58,7 +58,7 @@ def variational_bits(schedule, x0, x_t, t, eps, v):
 
 def diffusion_loss(schedule, out, x0, x_t, t, noise, # out: the network's 3 or 6 channels; t: B indices
                    weights=None, # T weights of the noise levels (see loss_weights); None: all 1
-                   vb_weight:float=1e-3): # times T: 1e-3 is "rescaled", 1/T would be plain
+                   vb_weight:float=1e-3): # of the sum of Eq. 4 over all T levels, in bits a value
     "Training loss per image: weighted squared error of the noise, plus the variational bound if the variance is learned."
     eps,v = (out, None) if out.shape[1]==x0.shape[1] else out.chunk(2, 1)
     loss = (eps-noise).pow(2).flatten(1).mean(1)
