@@ -12,7 +12,7 @@ from gen2res.restore import Restorer, restore
 def data(tmp_path):
     g = np.random.default_rng(0); noise = lambda n, s: g.integers(0, 255, (n,s,s,3), dtype=np.uint8)
     np.savez(tmp_path/'faces_val_64.npz', images=noise(3, 64))
-    np.savez(tmp_path/'cats_64.npz', images=noise(34, 64))
+    np.savez(tmp_path/'cats_64.npz', images=noise(34, 64)); np.savez(tmp_path/'old_photos_64.npz', images=noise(2, 64))
     np.savez(tmp_path/'albums_128.npz', images=noise(12, 128), subject=np.repeat(['a', 'b'], 6), video=np.tile(['u','u','v','v','w','w'], 2))
     return tmp_path
 
@@ -98,12 +98,12 @@ def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypatch):
     tiny.side = 64; small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset', 'old') else dict(damages=('small',)))
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
     rows = list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))
-    assert rows and {r['metric'] for r in rows} >= set(claims.CAT_SCORES if name=='cats' else SCORES) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
+    assert rows and {r['metric'] for r in rows} >= set(dict(cats=claims.CAT_SCORES, old=claims.REAL_SCORES).get(name, SCORES)) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'elsewhere', ledger=tmp_path/'w'/'scores.jsonl'), **kw))==rows and not (tmp_path/'elsewhere').exists()
