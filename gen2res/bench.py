@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
-from .album import album_K, generative_album
+from .album import FAST_ALBUM, album_K, generative_album
 from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
@@ -101,7 +101,7 @@ def peak_memory(device, every:float=.02): # seconds between two looks at a CPU p
 
 PLANS = { # arguments of generative_album and of tune; steps of the walk
     'paper': (dict(n=16, every=20), PRESETS['generative'], None),
-    'fast':  (dict(n=16, every=5, steps=86), PRESETS['fast'] | dict(amp=True), 50)}
+    'fast':  (dict(n=16, **FAST_ALBUM), PRESETS['fast'] | dict(amp=True), 50)}
 
 def _stages(prior, y, album, tuning, steps):
     "(name, prior, function) of the three stages, each handing on to the next."

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 import gen2res
-from .album import ALBUM_EVERY, PAPER_SIDE, album_K, generative_album, guide_scale
+from .album import ALBUM_EVERY, FAST_ALBUM, PAPER_SIDE, album_K, generative_album, guide_scale
 from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
@@ -98,14 +98,19 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1
+def _album_plan(tuning, K, **given):
+    "How an album's walks go: as given, else as goes with the tuning's preset."
+    plan = FAST_ALBUM | dict(steps=min(K, FAST_ALBUM['steps'])) if tuning=='fast' else dict(every=ALBUM_EVERY, steps=None)
+    return plan | {k: v for k,v in given.items() if v is not None}
+
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     def __init__(self, prior, # of load_prior, or of load_person
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|None=None, steps=None, # None: the recipe's K
                  album=None, # N x 3 x S x S: the person's photos, for 'personal' and 'closed-form'
-                 n:int=16, every:int=ALBUM_EVERY, scale:float|None=None, album_steps=None, # of a generative album
-                 tuning:dict|str='fast', # arguments of `tune`, or the name of a preset
+                 n:int=16, every:int|None=None, scale:float|None=None, album_steps=None, # of a generative album; None: what goes with `tuning`
+                 tuning:dict|str='fast', # the name of a preset, or arguments of `tune`
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
                  progress:bool=False,
@@ -114,7 +119,7 @@ class Restorer:
         recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
-        self.made = dict(n=n, K=album_K(prior), steps=album_steps, every=every, scale=guide_scale(prior) if scale is None else scale) if recipe=='generative' else None
+        self.made = dict(n=n, K=album_K(prior), scale=guide_scale(prior) if scale is None else scale, **_album_plan(tuning, album_K(prior), every=every, steps=album_steps)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
         prior.schedule.timesteps(self.settings()['K'], steps)                              # complains now, not after an hour of tuning

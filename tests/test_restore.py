@@ -73,6 +73,13 @@ def test_samples(tiny):
     assert xs.shape==(3,3,16,16) and (xs[2:]-r(y, seeds=[6])).abs().max() < 1e-5 and spread(xs).shape==(16,16) and spread(xs).max() > 0
     assert spread_map(xs).size==(16,16)
 
+def test_the_fast_preset_is_of_the_album_too(tiny, faces64):
+    made = lambda prior, **kw: Restorer(prior, 'generative', **kw).made
+    assert made(faces64)['steps']==86 and made(faces64)['every']==5 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20
+    assert made(faces64, every=0)['every']==0 and made(faces64, album_steps=40)['steps']==40 and made(tiny)['steps']<=made(tiny)['K']
+    r = Restorer(faces64, 'generative'); about = json.loads(record(r.settings())['gen2res'])
+    assert restorer_of(about, faces64).settings()==r.settings()                  # by name or spelled out, the same
+
 def test_most_faithful(): assert most_faithful(torch.cat([-y, y.flip(-1), .9*y]), y)==2
 
 def test_record_makes_it_again(tiny, tmp_path):
