@@ -93,7 +93,7 @@ def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
 
 def album_hash(images) -> str: # N x 3 x S x S, uint8
     "12 hex digits: which pictures were they?"
-    return hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:12]
+    return hashlib.sha256(images.cpu().contiguous().numpy()).hexdigest()[:12]
 
 # %% ../nbs/17_train.ipynb #f3f0fc11
 def _iteration(line) -> float:
@@ -252,7 +252,7 @@ class Trainer(Run):
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
-        self.measured = {}
+        self.measured,self.pictures = {},album_hash(images)                   # once: a large set takes seconds
         self.images,self.arch,self.val,self.batch,self.flips,self.below,self.amp,self.name = images,arch,val,batch,flips,below,amp,name
         self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
         torch.manual_seed(seed)
@@ -276,7 +276,7 @@ class Trainer(Run):
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
     def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
-        return dict(arch=json.dumps(self.arch, sort_keys=True), pictures=album_hash(self.images), **{k: getattr(self, k) for k in ('batch', 'seed', 'flips', 'below')})
+        return dict(arch=json.dumps(self.arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'below')})
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
