@@ -14,6 +14,7 @@ from torch import nn
 from .embedder import Residual, covered, damaged, relit, some
 from .images import resize
 from .prior import autocast, load_net
+from .train import Learner, album_hash, to_unit
 
 # %% ../nbs/23_aligner.ipynb #f4cac865
 EYES = (.37, .46),(.63, .46) # where an aligned square has them (x, y as shares of its side)
@@ -107,20 +108,17 @@ def align_loss(out, eyes, face):
 
 def train_aligner(images, # N x 3 x 128 x 128 uint8, aligned
                   iters:int=6000, batch:int=64, lr:float=2e-3, width:int=24, seed:int=0,
-                  every:int=100, report=None): # report(iteration, loss, network) every so often
+                  out=None, # folder, to resume from; None: nothing is written
+                  progress:bool=True, callback=None, **kw) -> Aligner: # callback(run, loss) after each round; kw: see Run
     "Train an aligner to undo what `examples` does."
     torch.manual_seed(seed)
     net = Aligner(width)
-    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.02)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, iters, pct_start=.1)
-    for it in range(iters):
-        g = torch.Generator().manual_seed(seed*1_000_003+it)
-        x,eyes,face = examples(images[torch.randint(len(images), (batch,), generator=g)].float()/127.5-1, g, min(1, .1+2*it/iters))
-        with autocast('cpu'): out = net(x)
-        loss = align_loss([o.float() for o in out], eyes, face)
-        opt.zero_grad(); loss.backward(); opt.step(); sched.step()
-        if report and (it+1)%every==0: report(it+1, loss.item(), net)
-    return net.eval()
+    def cost(it, g):
+        x,eyes,face = examples(to_unit(images[torch.randint(len(images), (batch,), generator=g)]), g, min(1, .1+2*it/iters))
+        with autocast('cpu'): said = net(x)
+        return align_loss([s.float() for s in said], eyes, face)
+    what = dict(pictures=album_hash(images), batch=batch, width=width)
+    return Learner(net, cost, out, iters, lr, .02, .1, what, seed=seed, **kw).run(progress, callback)
 
 # %% ../nbs/23_aligner.ipynb #c8557720
 def find_eyes(windows, # B x 3 x H x W in [-1, 1]

@@ -15,6 +15,7 @@ from torch import nn
 from .degrade import degrade_one
 from .images import resize
 from .prior import autocast, load_net
+from .train import Learner, album_hash, to_unit
 
 # %% ../nbs/19_embedder.ipynb #14633d8e
 class Residual(nn.Module):
@@ -147,21 +148,18 @@ def two_views(rows, n, g):
 def train_embedder(images, # N x 3 x 64 x 64 uint8
                    who, # N person names
                    iters:int=2000, people:int=80, lr:float=1.5e-3, margin:float=.15, width:int=40, seed:int=0,
-                   compile:bool=False, every:int=50, report=None): # report(iteration, loss, network) every so often
+                   compile:bool=False, out=None, # folder, to resume from; None: nothing is written
+                   progress:bool=True, callback=None, **kw) -> Embedder: # callback(run, loss) after each round; kw: see Run
     "Train an embedder with one class a person, `people` of them a round."
     torch.manual_seed(seed)
     net,rows = Embedder(width),people_of(who)
-    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.05)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, iters, pct_start=.15)
-    run = torch.compile(net) if compile else net
-    for it in range(iters):
-        g = torch.Generator().manual_seed(seed*1_000_003+it)
-        x = augmented(images[two_views(rows, people, g)].float()/127.5-1, g, min(1, .05+1.5*it/iters))
-        with autocast('cpu'): a,b = run(x).float().chunk(2)
-        loss = margin_softmax(a @ b.T, margin*max(0, 2*it/iters-1))
-        opt.zero_grad(); loss.backward(); opt.step(); sched.step()
-        if report and (it+1)%every==0: report(it+1, loss.item(), net)
-    return net.eval()
+    look = torch.compile(net) if compile else net
+    def cost(it, g):
+        x = augmented(to_unit(images[two_views(rows, people, g)]), g, min(1, .05+1.5*it/iters))
+        with autocast('cpu'): a,b = look(x).float().chunk(2)
+        return margin_softmax(a @ b.T, margin*max(0, 2*it/iters-1))
+    what = dict(pictures=album_hash(images), who=[str(w) for w in who], people=people, margin=margin, width=width)
+    return Learner(net, cost, out, iters, lr, .05, .15, what, seed=seed, **kw).run(progress, callback)
 
 # %% ../nbs/19_embedder.ipynb #5efc04bd
 @torch.no_grad()

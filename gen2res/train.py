@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
-           'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Trainer']
+           'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, hashlib, json, math, time
@@ -177,9 +177,9 @@ class Run:
         if not x.isfinite(): raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. Start anew, in another folder, with a lower learning rate')
         return x
 
-    def clipped(self, params):
-        "No gradient moves the weights by more than one of norm 1 would."
-        self.checked(torch.nn.utils.clip_grad_norm_(params, 1.))
+    def clipped(self, params, most:float=1.):
+        "No gradient moves the weights by more than one of norm `most` would."
+        self.checked(torch.nn.utils.clip_grad_norm_(params, most))
 
     def good(self): return all(p.isfinite().all() for net in (self.model, self.avg) for p in net.parameters())
 
@@ -235,6 +235,33 @@ class Run:
             if first and (self.due(self.log_every) or self.due(self.val_every)): self.log(losses); losses = []
             if first and self.due(self.sample_every): self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
+
+# %% ../nbs/17_train.ipynb #17a00aeb
+class Learner(Run):
+    "Trains one network on whatever `cost` says; resumes from `out`/state.pt."
+    def __init__(self, net, cost, # cost(iteration, generator) -> loss of a batch that is drawn with it
+                 out=None, iters:int=1000, lr:float=1e-3, weight_decay:float=.01, rise:float=.15, # rise: share of the run over which the rate rises
+                 what:dict|None=None, # data and settings that a resumed run must share
+                 **kw): # see Run
+        super().__init__(out, iters, lr, **kw)
+        self.model = self.avg = net.train()
+        self.cost,self.what,self.name = cost,what or {},type(net).__name__
+        self.opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=weight_decay)
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(self.opt, lr, iters, pct_start=rise)
+        self.resume()
+
+    def parts(self): return dict(model=self.model, opt=self.opt, cycle=self.cycle)
+    def fixed(self): return self.what | {k: getattr(self, k) for k in ('iters','lr','seed')}
+    def lr_at(self, it): return self.opt.param_groups[0]['lr']
+
+    def step(self):
+        loss = self.checked(self.cost(self.it, self.seeds_at(self.it)))
+        self.opt.zero_grad(); loss.backward()
+        self.clipped(self.model.parameters(), math.inf)                        # looked at, not clipped
+        self.opt.step(); self.cycle.step(); self.it += 1
+        return loss.item()
+
+    def finish(self): return self.model.eval()
 
 # %% ../nbs/17_train.ipynb #d1ed8c6b
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported

@@ -1,6 +1,7 @@
 "Windows with known eyes, and the network that finds them."
 import math
 import pytest, torch
+from gen2res.embedder import train_embedder
 from gen2res.aligner import (EYES, Aligner, Moves, align_loss, examples, eye_error, find_eyes, jumbled, load_aligner, mirrored, piece, surrounded, train_aligner)
 from gen2res.images import astronaut, resize
 from gen2res.prior import PriorError, save_net, shipped
@@ -52,8 +53,18 @@ def test_being_sure_and_wrong_costs():
 
 def test_training_learns_and_is_deterministic():
     x = ((astronaut(128)+1)*127.5).byte().repeat(4, 1, 1, 1); seen = []
-    a = train_aligner(x, 12, 8, width=4, every=1, report=lambda it, loss, net: seen.append(loss)); b = train_aligner(x, 12, 8, width=4)
+    a = train_aligner(x, 12, 8, width=4, progress=False, callback=lambda run, loss: seen.append(loss)); b = train_aligner(x, 12, 8, width=4, progress=False)
     assert sum(seen[-3:])<sum(seen[:3]) and all(torch.equal(p, q) for p,q in zip(a.parameters(), b.parameters()))
+
+@pytest.mark.parametrize('train,kw', [(train_aligner, dict(batch=8)), (lambda x, *a, **kw: train_embedder(resize(x.float(), 64).byte(), range(len(x)), *a, **kw), dict(people=4))])
+def test_a_killed_training_goes_on(train, kw, tmp_path):
+    x = ((astronaut(128)+1)*127.5).byte().repeat(4, 1, 1, 1); seen = []
+    def stop(run, loss): seen.append(run.it); assert run.it<4, 'the power goes'
+    kw = dict(iters=6, width=4, progress=False, **kw); whole = train(x, **kw)
+    with pytest.raises(AssertionError, match='power'): train(x, out=tmp_path, save_seconds=0, callback=stop, **kw)
+    again = train(x, out=tmp_path, callback=lambda run, loss: seen.append(run.it), **kw)
+    assert seen==[1,2,3,4,4,5,6] and not again.training and all(torch.equal(p, q) for p,q in zip(whole.state_dict().values(), again.state_dict().values()))
+    with pytest.raises(ValueError, match='another pictures'): train(x.flip(-1), out=tmp_path, **kw)
 
 def test_saved_and_loaded(tmp_path):
     net = Aligner(4).eval(); x = torch.rand(2, 3, 50, 50)*2-1

@@ -51,7 +51,7 @@ def test_it_learns(monkeypatch):
     g = torch.Generator().manual_seed(0)
     images = (torch.nn.functional.interpolate(torch.rand(12, 3, 6, 6, generator=g), 64, mode='bicubic').clamp(0, 1)*255).byte()
     losses = []
-    train_embedder(images, range(12), iters=40, people=12, width=8, margin=0., every=1, report=lambda i, l, n: losses.append(l))
+    train_embedder(images, range(12), iters=40, people=12, width=8, margin=0., progress=False, callback=lambda run, loss: losses.append(loss))
     assert np.mean(losses[-5:]) < .5*np.mean(losses[:5])
 
 def test_whitened():
