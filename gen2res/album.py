@@ -42,9 +42,9 @@ def _name(step):
     "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
     return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
 
-def _key(y, prior, seed, settings) -> str:
+def _key(y, seed, settings) -> str:
     "Hash of everything that determines one picture of an album."
-    about = json.dumps(dict(prior=prior.fingerprint(), seed=seed, **settings) | (dict(bf16=True) if prior.bf16 else {}), sort_keys=True, default=str)
+    about = json.dumps(dict(settings, seed=seed), sort_keys=True, default=str)
     return hashlib.sha256(y.cpu().contiguous().numpy().tobytes()+about.encode()).hexdigest()
 
 def _kept(path, key):
@@ -80,8 +80,8 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     seeds = list(range(seeds, seeds+n)) if isinstance(seeds, int) else list(seeds)
     settings = dict(K=album_K(prior) if K is None else K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
     if not prior.schedule.timesteps(settings['K'], steps): return as_saved(y.cpu()).repeat(len(seeds),1,1,1)
-    hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step))
-    keys = {s: _key(y, prior, s, hashed) for s in seeds}
+    hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
+    keys = {s: _key(y, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
     foreign = [path(s) for s in seeds if folder and is_foreign(path(s), MARK)]
     if foreign: raise ImageError(f'{foreign[0]}: is there already, and not a picture of an album; choose another folder')

@@ -10,7 +10,7 @@ __all__ = ['Pred', 'FORMAT', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS', 'weights
            'sha256_of', 'fetch', 'hub_files', 'best_device', 'is_repo', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #6355b063
-import hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
+import copy, hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
 from collections import namedtuple
 from numbers import Integral
 from pathlib import Path
@@ -55,6 +55,7 @@ class Pictures:
     def shape(self): return 3,self.side,self.side            # of one x in the walk
     def encode(self, y): return y
     def decode(self, x): return x.clamp(-1, 1)
+    def for_walk(self): return self
 
 class Prior(Pictures):
     "A denoising network with what is needed to use it. `prior(x, t)` -> `Pred(x0, eps, var)`."
@@ -81,6 +82,14 @@ class Prior(Pictures):
         with autocast(x.device, self.bf16): out = self.model(x, t_each).float()
         eps,var = (out.chunk(2, 1) if self.variance=='learned' else (out, None))
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
+
+    def for_walk(self):
+        "The same prior, its weights cast to bf16 once and not at every call, where it computes in bf16."
+        if not (self.bf16 and quick_bf16(self.device)): return self
+        quick = copy.copy(self); quick.model = copy.deepcopy(self.model)
+        for m in quick.model.modules():
+            if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)): m.to(torch.bfloat16)
+        return quick
 
     def fingerprint(self) -> str:
         "12 hex digits: which prior made this picture? Weights, schedule and variance."
@@ -417,7 +426,8 @@ def _from_hub(repo):
 
 def best_device():
     "cuda if there is one, else mps, else cpu."
-    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    if torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')     # of a team each its own
+    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def is_repo(name:str) -> bool:
     "Could this be a hub id user/repo?"

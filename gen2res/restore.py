@@ -118,7 +118,9 @@ class Restorer:
         if recipe in OWN and album is None: raise ValueError(f'the recipe {recipe!r} needs an album; see personal_album')
         recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
-        self.tuning = PRESETS[tuning] if isinstance(tuning, str) else dict(tuning)
+        self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
+        if isinstance(tuning, str) and tuning not in PRESETS: raise ValueError(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
+        self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | (PRESETS[tuning] if isinstance(tuning, str) else tuning)
         self.made = dict(n=n, K=album_K(prior), scale=guide_scale(prior) if scale is None else scale, **_album_plan(tuning, album_K(prior), every=every, steps=album_steps)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
@@ -179,7 +181,7 @@ class Restorer:
     def settings(self) -> dict:
         "What determines the result, beside the photo and the seed."
         K = recipe_K(self.recipe, self.base) if self.K is None else self.K
-        about = dict(recipe=self.recipe, prior=self.base.name, weights=self.base.fingerprint(), K=K, steps=self.steps)
+        about = dict(recipe=self.recipe, prior=self.base.name, weights=self.weights, K=K, steps=self.steps)
         if self.base.bf16: about |= dict(bf16=True)
         if self.base.device.type!='cpu': about |= dict(device=self.base.device.type) # rounds otherwise
         if self.recipe in ALBUMS: about |= dict(album=self.made or album_hash(to_u8(self.album)))

@@ -122,6 +122,7 @@ def denoise(prior, # Prior or GaussianPrior
     if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")
     clip = not getattr(prior, 'latent', False) if clip is None else clip
     randn,before,ts = _noise_source(rng, len(x)),None,[int(t) for t in ts]
+    prior = prior.for_walk()
     for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
         on = [c for c in constraints if c.active(t, len(ts)-1-i)]
         for _ in range(max((c.repeats for c in on), default=1)):

@@ -8,6 +8,7 @@ __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, hashlib, json, math, time
+from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
@@ -40,6 +41,7 @@ def level_nll(x, mean, logv):
     p = torch.where(x<-.999, hi, torch.where(x>.999, 1-lo, hi-lo))
     return -p.clamp(min=1e-12).log()
 
+@lru_cache(8)
 def _step_tables(schedule):
     "c_x0, c_xt, log posterior variance (first entry repeats the second) and log beta of single steps, by t."
     rows = torch.tensor([schedule.posterior(t, t-1) for t in range(schedule.T)], dtype=torch.float64)

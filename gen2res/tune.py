@@ -51,7 +51,7 @@ class Tuner(Trainer):
     def fixed(self):
         return super().fixed() | dict(prior=self.start.fingerprint(), **{k: getattr(self, k) for k in ('rank', 'p', 'lr', 'iters', 'decay', 'ema', 'amp')})
 
-    def _optimizer(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], self.lr)
+    def _optimizer(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], self.lr, fused=self.device.type!='mps')
 
     def prior(self, **card) -> Prior:
         "The tuned prior, any adapter merged into its weights."
@@ -79,7 +79,7 @@ def tune(prior, # of load_prior; it is not touched
          below:int|None=None, # train only on noise levels below this; K is all that a restoration visits
          ema:float=0., # decay of averaged weights; 0: none
          decay:float=0., # share of the iterations over which the rate falls to zero; the paper's stays
-         amp:bool=False, # bf16
+         amp:bool|None=None, # bf16; None: as the prior computes
          folder=None, # keep the state here, to resume from it
          progress:bool=False, callback=None, # callback(trainer, loss) after each iteration; raise to stop
         ) -> Prior:
@@ -88,7 +88,7 @@ def tune(prior, # of load_prior; it is not touched
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
     with TURN,torch.random.fork_rng():                                # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
-        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, below=below, amp=amp).run(progress, note)
+        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, below=below, amp=prior.bf16 if amp is None else amp).run(progress, note)
 
 # %% ../nbs/09_tune.ipynb #aa412100
 def adapted(net, rank:int):

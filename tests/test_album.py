@@ -6,6 +6,8 @@ from PIL import Image
 from gen2res import album as A
 from gen2res.album import album_K, album_sheet, generative_album, in_batches, personal_album, read_album
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, seeded
+from gen2res.prior import weights_hash
+from gen2res.restore import Restorer
 from gen2res.sample import ddim
 
 def photo(): return resize(astronaut(64), 16)
@@ -55,6 +57,11 @@ def test_one_photo_only(tiny):
     with pytest.raises(ValueError, match='from one photo'): generative_album(photo().expand(2,-1,-1,-1), tiny)
 
 def test_no_noise_is_the_photo(tiny): assert (made(tiny, K=0)-photo()).abs().max() < 1.01/255
+
+def test_the_prior_is_hashed_once(tiny, monkeypatch):
+    seen = []; monkeypatch.setattr('gen2res.prior.weights_hash', lambda model, real=weights_hash: seen.append(1) or real(model))
+    made(tiny, n=3); assert seen==[1]
+    r = Restorer(tiny, K=2); r(photo()); r.settings(); assert seen==[1,1]
 
 def test_paper_K(faces64): assert album_K(faces64)==344
 

@@ -2,7 +2,7 @@
 import json, pickle, struct
 import pytest, torch
 from safetensors.torch import save_file
-from gen2res.prior import PRIORS, GaussianPrior, Prior, PriorError, cache_path, load_prior, save_prior, where_is
+from gen2res.prior import PRIORS, GaussianPrior, Prior, PriorError, best_device, cache_path, load_prior, save_prior, where_is
 from gen2res.schedule import Schedule
 from gen2res.unet import UNet
 
@@ -120,3 +120,8 @@ def test_gaussian_prior_is_consistent():
 def test_shipped_prior(faces64):
     assert faces64.side==64 and not any(p.requires_grad for p in faces64.model.parameters()) and not faces64.model.training
     assert all(k in faces64.card for k in ('data', 'iterations', 'validation'))
+
+def test_each_of_a_team_has_its_own_gpu(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    assert str(best_device())=='cuda'
+    monkeypatch.setenv('LOCAL_RANK', '1'); assert str(best_device())=='cuda:1'
