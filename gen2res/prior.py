@@ -12,6 +12,7 @@ __all__ = ['Pred', 'FORMAT', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS', 'weights
 # %% ../nbs/03_prior.ipynb #6355b063
 import copy, hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
 from collections import namedtuple
+from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from pathlib import Path
 import torch
@@ -48,6 +49,12 @@ def no_memory(e) -> bool:
     "Is it that memory ran out? A CPU's allocator says so in words only."
     return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
 
+def _cast(net):
+    "What computes in bf16 anyway, in bf16."
+    for m in net.modules():
+        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)): m.to(torch.bfloat16)
+    return net
+
 class Pictures:
     "What a prior of pictures makes of a photo before the walk, and of the walk's end: next to nothing. A prior of codes does more (see latent)."
     latent = False
@@ -55,10 +62,11 @@ class Pictures:
     def shape(self): return 3,self.side,self.side            # of one x in the walk
     def encode(self, y): return y
     def decode(self, x): return x.clamp(-1, 1)
-    def for_walk(self): return self
+    def walking(self): return nullcontext()                  # around every walk
 
 class Prior(Pictures):
     "A denoising network with what is needed to use it. `prior(x, t)` -> `Pred(x0, eps, var)`."
+    quick = None # the network while it walks in bf16
     bf16 = False # True: the network computes in bfloat16 where that is quick (see autocast); its answer is float32 all the same
     def __init__(self, model, # network: model(x, t) -> B x 3 or 6 x H x W
                  schedule:Schedule, side:int, # what it was trained with; picture side in pixels
@@ -79,17 +87,16 @@ class Prior(Pictures):
     def __call__(self, x, # B x 3 x H x W, noisy
                  t): # noise index, or B of them
         t_each = torch.full((len(x),), t, device=x.device) if isinstance(t, Integral) else t
-        with autocast(x.device, self.bf16): out = self.model(x, t_each).float()
+        with autocast(x.device, self.bf16): out = (self.model if self.quick is None else self.quick)(x, t_each).float()
         eps,var = (out.chunk(2, 1) if self.variance=='learned' else (out, None))
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
 
-    def for_walk(self):
-        "The same prior, its weights cast to bf16 once and not at every call, where it computes in bf16."
-        if not (self.bf16 and quick_bf16(self.device)): return self
-        quick = copy.copy(self); quick.model = copy.deepcopy(self.model)
-        for m in quick.model.modules():
-            if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)): m.to(torch.bfloat16)
-        return quick
+    @contextmanager
+    def walking(self):
+        "In here weights are cast to bf16 once, not at every call, if it computes in bf16."
+        if self.bf16 and quick_bf16(self.device): self.quick = _cast(copy.deepcopy(self.model))
+        try: yield
+        finally: self.quick = None
 
     def fingerprint(self) -> str:
         "12 hex digits: which prior made this picture? Weights, schedule and variance."

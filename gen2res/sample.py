@@ -7,6 +7,7 @@ __all__ = ['Step', 'step_variance', 'ddpm', 'ddim', 'dpmpp', 'denoise', 'counted
 
 # %% ../nbs/04_sample.ipynb #abced291
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
@@ -28,6 +29,7 @@ class Step:
     mean: torch.Tensor = None
     var: object = 0.         # tensor or number; 0 = deterministic
     x_next: torch.Tensor = None
+    cost: tuple = (0, 0)     # passes through the network so far, forwards and back
 
     @property
     def schedule(self): return self.prior.schedule
@@ -122,15 +124,17 @@ def denoise(prior, # Prior or GaussianPrior
     if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")
     clip = not getattr(prior, 'latent', False) if clip is None else clip
     randn,before,ts = _noise_source(rng, len(x)),None,[int(t) for t in ts]
-    prior = prior.for_walk()
-    for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
-        on = [c for c in constraints if c.active(t, len(ts)-1-i)]
-        for _ in range(max((c.repeats for c in on), default=1)):
-            st = Step(prior, x, t, s, randn, before)
-            x = _advance(st, on, step, clip)
-        st.release()
-        if callback: callback(st)
-        before = st
+    forwards = backwards = 0
+    with getattr(prior, 'walking', nullcontext)():
+        for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
+            on = [c for c in constraints if c.active(t, len(ts)-1-i)]
+            for _ in range(max((c.repeats for c in on), default=1)):
+                st = Step(prior, x, t, s, randn, before)
+                x = _advance(st, on, step, clip)
+                forwards,backwards = forwards+1,backwards+sum(c.backprop for c in on)
+            st.release(); st.cost = forwards,backwards
+            if callback: callback(st)
+            before = st
     return before.x0 if final=='x0' and ts else x
 
 def counted(watch, stage:str, of:int): # watch(stage, done, of), or None

@@ -22,11 +22,12 @@ class Counted:
 @pytest.mark.parametrize('make,forwards,backwards', [
     (lambda y: [], 40, 0), (lambda y: [Guide(y, .1, every=10)], 40, 4), (lambda y: [Guide(y, .1, every=10, first=20)], 40, 2),
     (lambda y: [Guide(y, .1, filter=lambda x: lowpass(x, 4))], 40, 40), (lambda y: [LowFreq(y, 4, lo=20)], 40, 0),
+    (lambda y: [Guide(y, .1, every=0)], 40, 0), (lambda y: [Guide(y, .1, every=0, last=970)], 40, 10), (lambda y: [Guide(y, .1, every=10), Guide(y, .1, every=20)], 40, 6),
     (lambda y: [PartialGuide(y, .1, lo=10, hi=19, repeats=3)], 60, 0), (lambda y: [X0Guide(y, 5.)], 40, 0)])
 def test_costs(tiny, make, forwards, backwards):
-    y,counted = photos(),Counted(tiny)
-    restore(y, counted, K=40, constraints=make(y))
-    assert (counted.forwards, counted.backwards)==(forwards, backwards)
+    y,counted,seen = photos(),Counted(tiny),[]
+    restore(y, counted, K=40, constraints=make(y), callback=lambda st: seen.append(st.cost))
+    assert (counted.forwards, counted.backwards)==(forwards, backwards)==seen[-1] and seen==sorted(seen) and len(seen)==40
 
 def step_of(prior, x, t, rule=ddpm, **kw):
     "What one step of the loop does, with noise of zero."

@@ -121,12 +121,15 @@ def test_bf16_is_near_and_on_record(tiny, monkeypatch):
     r = Restorer(tiny, K=20); quick = r(y, seeds=7)
     assert 0 < (quick-exact).abs().max() < .1 and r.settings()['bf16'] and quick.dtype==torch.float32
     assert torch.equal(restorer_of(json.loads(record(r.settings())['gen2res']), tiny)(y, seeds=7), quick)
-    walk = tiny.for_walk(); assert walk.model.input_blocks[0][0].weight.dtype==torch.bfloat16 and next(tiny.model.parameters()).dtype==torch.float32
     x = torch.rand(2,3,16,16)*2-1
-    with torch.no_grad(): assert torch.equal(walk(x, 9).eps, tiny(x, 9).eps)                                                    # cast once, or at every call
+    with torch.no_grad():
+        at_every_call = tiny(x, 9).eps
+        with tiny.walking(): assert tiny.quick.input_blocks[0][0].weight.dtype==torch.bfloat16 and torch.equal(tiny(x, 9).eps, at_every_call)
+    assert tiny.quick is None and next(tiny.model.parameters()).dtype==torch.float32
     assert Restorer(tiny, 'personal', album=y).tuning['amp'] and not Restorer(tiny, 'personal', album=y, tuning=dict(amp=False)).tuning['amp']
     tiny.bf16 = False
-    assert tiny.for_walk() is tiny and not Restorer(tiny, 'personal', album=y).tuning['amp']
+    with tiny.walking(): assert tiny.quick is None
+    assert not Restorer(tiny, 'personal', album=y).tuning['amp']
     assert 'bf16' not in Restorer(tiny, K=20).settings()
     with pytest.raises(ValueError, match='made with bf16 = True'): restorer_of(json.loads(record(r.settings()|dict(bf16=True))['gen2res']), tiny)
 
