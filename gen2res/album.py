@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALBUM_K', 'ALBUM_EVERY', 'PAPER_SIDE', 'FAST_ALBUM', 'GUIDE_SCALES', 'PUBLISHED_SCALE', 'MARK', 'Member', 'SAME',
-           'FEW', 'UNLIKE', 'album_K', 'guide_scale', 'as_saved', 'generative_album', 'album_record', 'keep_only',
-           'in_batches', 'read_album', 'strangers', 'album_worries', 'personal_album', 'album_sheet']
+           'FEW', 'UNLIKE', 'album_K', 'guide_scale', 'guide_every', 'as_saved', 'generative_album', 'album_record',
+           'keep_only', 'in_batches', 'read_album', 'strangers', 'album_worries', 'personal_album', 'album_sheet']
 
 # %% ../nbs/08_album.ipynb #adf64484
 import hashlib, json, warnings
@@ -34,6 +34,10 @@ def album_K(prior) -> int:
     return equivalent_K(ALBUM_K, PAPER_SIDE, prior.side, prior.schedule)
 
 def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_SCALE)
+
+def guide_every(K:int, steps:int) -> int:
+    "The paper's every 20th noise level, in steps of a walk that visits only so many of the K."
+    return max(1, round(ALBUM_EVERY*steps/K))
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
@@ -66,7 +70,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
                      prior, # of load_prior
                      n:int=16, # pictures
                      K:int|None=None, # noise steps; None: the paper's 600 at 256 px, converted
-                     every:int=ALBUM_EVERY, # guide on every n-th of the steps taken (fewer `steps` want a smaller number); 0: never
+                     every:int|None=None, # guide on every n-th of the steps taken; None: see guide_every; 0: never
                      scale:float|None=None, # of the guidance; None: guide_scale(prior)
                      seeds=0, # one integer s (pictures get s, s+1, ...), or n of them
                      steps:int|None=None, # walk K in fewer steps
@@ -78,8 +82,12 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     "Clean pictures that resemble the photo (Gen2Res, Sec. 3.3 and Eq. 6)."
     if y.ndim!=4 or len(y)!=1: raise ValueError(f'an album is made from one photo, 1 x 3 x H x W, got {tuple(y.shape)}')
     seeds = list(range(seeds, seeds+n)) if isinstance(seeds, int) else list(seeds)
-    settings = dict(K=album_K(prior) if K is None else K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
-    if not prior.schedule.timesteps(settings['K'], steps): return as_saved(y.cpu()).repeat(len(seeds),1,1,1)
+    if not seeds: raise ValueError('an album of no pictures')
+    K = album_K(prior) if K is None else K; walk = len(prior.schedule.timesteps(K, steps))
+    if not walk: return as_saved(y.cpu()).repeat(len(seeds),1,1,1)
+    every = guide_every(K, walk) if every is None else every
+    if walk<every<=K and not last: raise ValueError(f'every = {every}: a walk of {walk} steps would never be guided; choose a smaller number, or 0 if that is what you want')
+    settings = dict(K=K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
     hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
     keys = {s: _key(y, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
@@ -115,7 +123,7 @@ def in_batches(do, items, batch:int): # do(some) -> their results
         else: items = items[batch:]
 
 # %% ../nbs/08_album.ipynb #756461c8
-Member = namedtuple('Member', 'path image size verdict made', defaults=(False,)) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior
+Member = namedtuple('Member', 'path image size verdict made how', defaults=(False, 'aligned')) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior; how: see face_square
 SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
 FEW = 5 # pictures; a rule of thumb
 
@@ -126,22 +134,25 @@ def _member(path, side):
     try: photo = load_image(path)
     except ImageError as e: return Member(path, None, 0, str(e).removeprefix(f'{path}: '))
     if path.stem.endswith('_sheet'): return Member(path, None, 0, 'a contact sheet')
-    cut = square(photo) if _made(path) else face_cut(photo)[0]          # a made one is aligned
-    return Member(path, resize(cut, side), cut.shape[-1], '', _made(path))
+    cut,how = (square(photo),'aligned') if _made(path) else face_cut(photo)            # a made one is aligned
+    return Member(path, resize(cut, side), cut.shape[-1], '', _made(path), how)
 
 def _judged(members):
     "Of pictures that look the same the largest stays."
-    kept = []
-    for m in sorted((m for m in members if not m.verdict), key=lambda m: -m.size):
-        twin = next((k for k in kept if not m.made and (_thumb(k.image)-_thumb(m.image)).pow(2).mean().sqrt() < SAME), None)
-        if twin: yield m._replace(verdict=f'the same picture as {twin.path.name}')
-        else: kept.append(m); yield m
+    good,kept = sorted((m for m in members if not m.verdict), key=lambda m: -m.size),[]
+    thumbs = torch.cat([_thumb(m.image).flatten(1) for m in good]) if good else torch.empty(0)
+    for i,m in enumerate(good):
+        near = (thumbs[kept]-thumbs[i]).pow(2).mean(1).sqrt() < SAME if kept and not m.made else torch.zeros(1, dtype=bool)
+        if near.any(): yield m._replace(verdict=f'the same picture as {good[kept[near.nonzero()[0].item()]].path.name}')
+        else: kept.append(i); yield m
     yield from (m for m in members if m.verdict)
 
 def read_album(folder, # or a list of files
                side:int=64, progress:bool=False) -> list: # of Member, in the order of their names
     "Every file of an album and what became of it. Raises ImageError if there is none."
-    files = list_images([folder] if isinstance(folder, (str, Path)) else folder)
+    one = isinstance(folder, (str, Path))
+    if one and not Path(folder).is_dir(): raise ImageError(f'{folder}: {"is not a folder" if Path(folder).exists() else "no such folder"}')
+    files = list_images([folder] if one else folder)
     if not files: raise ImageError(f'{folder}: no pictures here')
     return sorted(_judged([_member(p, side) for p in tqdm(files, disable=not progress, desc='album', unit='photo')]), key=lambda m: m.path)
 
@@ -158,8 +169,9 @@ def strangers(members) -> list:
 def album_worries(members, side) -> list: # lines of text
     "What is wrong with an album as a whole."
     good,sizes = [m for m in members if not m.verdict],[m.size for m in members if not m.verdict]
-    low = sum(s<side for s in sizes)
+    low,faceless = sum(s<side for s in sizes),[m.path.name for m in good if m.how=='centre' or m.how=='square' and m.size>2*side]
     worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; the prior may learn {"it" if len(good)==1 else "them"} by heart. About 20 are good'),
+               (faceless, f'no face found in {", ".join(faceless[:3])}{" and others" if len(faceless)>3 else ""}: all of it is learned as if it were one'),
                (low>0, f'{low} of {len(good)} are smaller than {side} pixels and were enlarged: the prior will learn their blur'),
                (max(sizes)>4*min(sizes), f'sizes from {min(sizes)} to {max(sizes)} pixels: the small ones are blurred beside the others')]
     return [text for wrong,text in worries if wrong] + [f'{m.path.name}: looks unlike the others; is it the same person?' for m in strangers(members)]

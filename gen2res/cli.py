@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'Bf16Option', 'ForceOption', 'RestorerOption', 'TargetsK',
            'TargetsL', 'TargetsN', 'WorkOption', 'RestorerIters', 'RestorerPreset', 'RealOption', 'BatchOption',
-           'LrOption', 'PerceptualOption', 'stop', 'one_line', 'restore', 'info', 'train', 'fetch', 'compare',
+           'LrOption', 'PerceptualOption', 'stop', 'one_line', 'restore', 'again', 'info', 'train', 'fetch', 'compare',
            'degrade', 'faces', 'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'demo', 'bench', 'main']
 
 # %% ../nbs/18_cli.ipynb #219f6d4b
@@ -54,22 +54,27 @@ def _say(*lines, sep='\n'):
     lines = [str(l).encode('utf8', 'backslashreplace').decode() for l in lines]     # file names need not be text
     for line in lines: tqdm.write(line, file=sys.stderr if line.startswith('failed:') else sys.stdout)
 
+def _person(path, p):
+    "The prior of a person, computing as p does."
+    from gen2res.tune import load_person
+    tuned = load_person(path, p, p.device); tuned.bf16 = p.bf16
+    return tuned
+
 def _restorer(p, recipe, generative, album, person, **kw):
     "The restorer that the options ask for."
     from gen2res.album import personal_album
     from gen2res.restore import TUNED, At, Restorer, recipe_K
-    from gen2res.tune import load_person
     closed = recipe=='closed-form'
     if closed and album is None: raise ValueError('--recipe closed-form needs --album DIR')
     if recipe in TUNED: raise ValueError(f'--recipe {recipe}: say {"--generative N" if recipe=="generative" else "--album DIR"} instead')
     asked = {'--generative': generative, '--album': album, '--person': person, f'--recipe {recipe}': recipe if recipe not in (None, 'plain', 'closed-form') else None}
     if len(two := [o for o,v in asked.items() if v is not None])>1: raise ValueError(f'{two[0]} and {two[1]} exclude each other')
-    if album is not None and not album.is_dir(): raise ValueError(f'{album}: no such folder')
+    if album is not None and not album.is_dir(): raise ValueError(f'{album}: {"is not a folder" if album.exists() else "no such folder"}')
     if person is not None and person.is_dir() and not (person/'config.json').exists(): raise ValueError(f'{person}: is a folder of something else than a prior; for photos of the person use --album')
     if generative is not None: recipe,kw['n'] = 'generative',generative
     if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side, kw['progress'])
     if person:
-        bf16,p = p.bf16,load_person(person, p, p.device); p.bf16 = bf16
+        p = _person(person, p)
         if kw['K'] is None: kw['K'] = recipe_K('personal', p)
     if kw['K'] is not None and not 0<=kw['K']<=p.schedule.T: raise ValueError(f'--K must lie in 0..{p.schedule.T}, got {kw["K"]}')
     if (kw['K'] or 0) > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
@@ -138,6 +143,34 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if failed: raise typer.Exit(2)
+
+# %% ../nbs/18_cli.ipynb #fa1dc7ee
+@app.command()
+def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res restore` wrote.')],
+          photo: Annotated[Path, typer.Argument(help='The photo it was made from.')],
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Where to write the picture; without it the two are only compared.')]=None,
+          album: Annotated[Optional[Path], typer.Option(help='The folder of photos, if there was one.')]=None,
+          person: Annotated[Optional[Path], typer.Option(help='The file of `gen2res tune`, if there was one.')]=None,
+          prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
+    """Make a result again from its record, and compare.
+
+    Exit code 1 if they differ.
+
+    Example: gen2res again restored/old_restored.png old.jpg
+    """
+    import numpy as np
+    from PIL import Image
+    from gen2res.album import personal_album
+    from gen2res.images import save_image
+    from gen2res.restore import again as again_, read_record
+    with one_line():
+        about = read_record(result); p = _prior(prior, device, about.get('bf16', False))
+        if person: p = _person(person, p)
+        made = again_(about, photo, p, None if album is None else _warned(personal_album, album, p.side, sys.stderr.isatty()))
+        with Image.open(result) as im: far = np.abs(np.asarray(made, int)-np.asarray(im, int)).max()
+        if out: _say(save_image(made, out, overwrite=force))
+    _say(f'{result}: the same, pixel by pixel' if far==0 else f'{result}: differs by up to {far} of 255 levels')
+    if far: raise typer.Exit(1)
 
 # %% ../nbs/18_cli.ipynb #5b5e6873
 def _status(name):
@@ -282,10 +315,10 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
-          K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
-          every: Annotated[int, typer.Option(min=0, help='Guide on every n-th step; 0 is never.')]=20,
-          scale: Annotated[Optional[float], typer.Option(help='Strength of the guidance; by default chosen for 64 px, else that of the published code.')]=None,
-          steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps; then --every wants a smaller number, too.')]=None,
+          K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
+          every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,
+          scale: Annotated[Optional[float], typer.Option(min=0, help='Strength of the guidance; by default chosen for 64 px, else that of the published code.')]=None,
+          steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None):
     """Make an album of clean pictures that resemble a photo.
@@ -333,8 +366,10 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     p = _prior(prior, device, bf16)
     if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
-    with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if state.exists() else ''):
-        typer.echo(save_person(tune_prior(p, _warned(personal_album, folder, p.side, sys.stderr.isatty()), folder=state, progress=sys.stderr.isatty(), **kw), out))
+    with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if (state/'state.pt').exists() else ''):
+        her = tune_prior(p, _warned(personal_album, folder, p.side, sys.stderr.isatty()), folder=state, progress=sys.stderr.isatty(), **kw)
+        typer.echo(save_person(her, out))
+    if lora and (share := sum(v.numel() for v in her.adapter[0].values())/sum(v.numel() for v in p.model.parameters()))>.05: typer.echo(f'note: adapters of rank {lora} hold {share:.0%} as many numbers as the prior; the small file is what they are for', err=True)
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
 # %% ../nbs/18_cli.ipynb #e61c7312

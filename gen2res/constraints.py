@@ -6,16 +6,17 @@
 __all__ = ['NORMS', 'Constraint', 'Guide', 'LowFreq', 'squared_distance', 'PartialGuide', 'X0Guide']
 
 # %% ../nbs/05_constraints.ipynb #4d1f7b39
+import math
 import torch
 from functools import partial
 from .filters import lowpass
 
 # %% ../nbs/05_constraints.ipynb #0bb2742b
 class Constraint:
-    "Base of all constraints: acts on steps with lo <= t <= hi, on every n-th counted from the end."
+    "Base of all constraints: acts on steps with lo <= t <= hi, on every n-th counted from the end; 0: on none."
     backprop,repeats = False,1
     def __init__(self, every:int=1, lo:int=0, hi:int=10**9): self.every,self.lo,self.hi = every,lo,hi
-    def active(self, t:int, left:int) -> bool: return self.lo<=t<=self.hi and (left+1)%self.every==0
+    def active(self, t:int, left:int) -> bool: return self.lo<=t<=self.hi and self.every>0 and (left+1)%self.every==0
     def on_x0(self, st): "May change st.x0, the predicted picture."
     def on_mean(self, st): "May change st.mean, before noise is added."
     def on_sample(self, st): "May change st.x_next."
@@ -35,11 +36,12 @@ class Guide(Constraint):
                  hi:int=10**9, # never above this index
                  T:int=1000): # length of the prior's schedule, for `last`
         if norm not in NORMS: raise ValueError(f'norm must be one of {", ".join(NORMS)}, got {norm!r}')
+        if not 0<=scale<math.inf: raise ValueError(f'scale must be a number from 0 on, got {scale}')
         super().__init__(every, first, hi)
         self.y,self.scale,self.norm,self.filter,self.top = y,scale,NORMS[norm],filter,T-last
 
     def active(self, t, left):
-        return self.lo<=t<=self.hi and (t>=self.top or self.every>0 and (left+1)%self.every==0)
+        return super().active(t, left) or self.top<=t and self.lo<=t<=self.hi
 
     def gradient(self, st):
         "d norm / d x_t through the network and the clamp, each image on its own."
@@ -73,6 +75,7 @@ class PartialGuide(Constraint):
                  repeats:int=1, # take each active step this often
                  lo:int=0, hi:int=10**9, every:int=1, # active on indices lo..hi
                  loss=squared_distance): # loss(x0, target) -> B values
+        if repeats<1: raise ValueError(f'repeats must be at least 1, got {repeats}')
         super().__init__(every, lo, hi)
         self.target,self.scale,self.repeats,self.loss = target,scale,repeats,loss
 

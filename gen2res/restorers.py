@@ -163,6 +163,7 @@ class OnePass:
     def __init__(self, restorer, side:int|None=None): self.restorer,self.side = restorer,side or restorer.side
     def settings(self): return dict(recipe='one pass', restorer=self.restorer.name, weights=weights_hash(self.restorer.model), fidelity=self.restorer.fidelity)
     def __call__(self, y, seeds=0, samples=1, **kw): return self.restorer(y)
+    def forget_photo(self): "Nothing is kept."
 
 def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:int=6):
     "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's does with 8 x 8 of 512."

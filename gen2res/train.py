@@ -121,6 +121,7 @@ class Run:
                  ema:float=.9995, seed:int=0, log_every:int=100, val_every:int=1000, sample_every:int=0, # iterations; 0: never
                  save_seconds:float=150.): # a killed run loses at most this much
         if iters<1: raise ValueError(f'nothing to train: {iters} iterations')
+        if not 0<lr<math.inf: raise ValueError(f'the learning rate must be a positive number, got {lr}')
         self.__dict__.update({k:v for k,v in locals().items() if k!='self'})
         self.out,self.team = out and Path(out),team()
         if out: self.out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ class Run:
         return torch.Generator().manual_seed(self.seed*1_000_003+it)
 
     def checked(self, x): # a loss, or the norm of a gradient
-        if not x.isfinite(): raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. Start anew, in another folder, with a lower learning rate')
+        if not x.isfinite(): raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. Start anew with a lower learning rate')
         return x
 
     def clipped(self, params, most:float=1.):

@@ -53,6 +53,20 @@ def test_pictures_say_what_they_are(tiny, tmp_path):
     made(tiny, n=1, folder=tmp_path)
     assert 'generative model' in Image.open(tmp_path/'album_0000.png').text['Comment']
 
+@pytest.mark.parametrize('kw', [dict(every=9, steps=8), dict(scale=-1.), dict(scale=float('nan')), dict(n=0)])
+def test_what_makes_no_sense_is_refused(tiny, kw):
+    with pytest.raises(ValueError, match='every = 9|scale must|no pictures'): generative_album(photo(), tiny, **{'n': 1, 'K': 20} | kw)
+
+def test_guided_as_often_in_fewer_steps(tiny):
+    assert [A.guide_every(K, n) for K,n in ((600, 600), (344, 86), (344, 15), (600, 86))]==[20, 5, 1, 3]
+    assert torch.equal(generative_album(photo(), tiny, 1, K=80, steps=20), generative_album(photo(), tiny, 1, K=80, steps=20, every=5))
+
+def test_photos_without_a_face_are_named(tmp_path):
+    save_image(torch.zeros(1, 3, 90, 120), tmp_path/'lawn.png')
+    with pytest.warns(UserWarning, match='no face found in lawn.png'): personal_album(tmp_path, 64)
+    with pytest.raises(ImageError, match='lawn.png: is not a folder'): personal_album(tmp_path/'lawn.png', 64)
+    with pytest.raises(ImageError, match='away: no such folder'): personal_album(tmp_path/'away', 64)
+
 def test_one_photo_only(tiny):
     with pytest.raises(ValueError, match='from one photo'): generative_album(photo().expand(2,-1,-1,-1), tiny)
 

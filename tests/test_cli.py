@@ -5,7 +5,7 @@ import pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
 from gen2res.cli import app
-from gen2res.images import astronaut, load_image, save_image
+from gen2res.images import astronaut, load_image, save_image, to_array
 
 def run(*args):
     r = CliRunner().invoke(app, [str(a) for a in args])
@@ -71,7 +71,7 @@ def test_info_lists_every_prior():
     code,out,_ = run('info')
     assert code==0 and all(n in out for n in PRIORS) and 'shipped' in out and 'non-commercial' in out
 
-@pytest.mark.parametrize('name', ['restore', 'album', 'tune', 'info', 'train', 'bench'])
+@pytest.mark.parametrize('name', [c.name or c.callback.__name__ for c in app.registered_commands])
 def test_help_has_an_example(name):
     code,out,_ = run(name, '--help')
     assert code==0 and f'Example: gen2res {name}' in out
@@ -157,6 +157,32 @@ def test_a_killed_restore_leaves_no_trace_once_it_is_done(tmp_path, monkeypatch)
     monkeypatch.setattr(tune.Tuner, 'run', lambda self, *a: seen.append(self.out.exists()) or real(self, *a))
     code,out,err = run('restore', 'astronaut', '-o', tmp_path/'o', '--steps', 2, '--generative', 1)
     assert code==0 and seen==[True] and len(list((tmp_path/'o').iterdir()))==3, err
+
+def test_a_kill_between_two_photos_leaves_nothing_in_the_end(tmp_path, monkeypatch):
+    from gen2res import tune
+    for i in range(2): save_image(astronaut(64).roll(i, 3), tmp_path/f'{i}.png')
+    monkeypatch.setitem(tune.PRESETS, 'fast', dict(iters=2, batch=1, lr=1e-4))
+    monkeypatch.setattr('gen2res.restore.generative_album', lambda y, *a, folder, **kw: save_image(y, folder/'album_0000.png') and y)
+    real,unfinished = tune.Tuner.run,tmp_path/'o'/'.gen2res-unfinished'
+    def killed(self, *a):
+        assert len(list(unfinished.iterdir()))==1                                # the first photo's work has gone
+        if (tmp_path/'o'/'0_restored.png').exists(): raise KeyboardInterrupt
+        return real(self, *a)
+    restore = lambda: run('restore', tmp_path/'0.png', tmp_path/'1.png', '-o', tmp_path/'o', '--steps', 2, '--generative', 1)
+    with monkeypatch.context() as m:
+        m.setattr(tune.Tuner, 'run', killed); restore()
+    assert unfinished.exists() and not (tmp_path/'o'/'1_restored.png').exists()
+    code,out,err = restore()
+    assert code==2 and '0_restored.png: exists already' in err and (tmp_path/'o'/'1_restored.png').exists() and not unfinished.exists()
+
+def test_made_again(tmp_path):
+    save_image(astronaut(64), tmp_path/'her.png'); save_image(astronaut(64).flip(-1), tmp_path/'other.png')
+    run('restore', tmp_path/'her.png', '-o', tmp_path/'o', '-k', 8, '--seed', 3, '--device', 'cpu'); made = tmp_path/'o'/'her_restored.png'
+    code,out,err = run('again', made, tmp_path/'her.png', '-o', tmp_path/'b.png', '--device', 'cpu')
+    assert code==0 and 'the same' in out and (to_array(load_image(tmp_path/'b.png'))==to_array(load_image(made))).all(), err
+    code,out,err = run('again', made, tmp_path/'other.png', '--device', 'cpu'); assert code==2 and 'is not the file her that was restored' in err
+    code,out,err = run('again', tmp_path/'her.png', tmp_path/'her.png'); assert code==2 and 'no record' in err
+    assert "compositeWithTrainedAlgorithmicMedia" in Image.open(made).text["XML:com.adobe.xmp"]
 
 # -- restorers ----------------------------------------------------------------
 

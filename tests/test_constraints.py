@@ -29,6 +29,13 @@ def test_costs(tiny, make, forwards, backwards):
     restore(y, counted, K=40, constraints=make(y), callback=lambda st: seen.append(st.cost))
     assert (counted.forwards, counted.backwards)==(forwards, backwards)==seen[-1] and seen==sorted(seen) and len(seen)==40
 
+def test_windows_that_make_no_sense():
+    with pytest.raises(ValueError, match='repeats must be at least 1'): PartialGuide(photos(), repeats=0)
+    with pytest.raises(ValueError, match='scale must be'): Guide(photos(), float('nan'))
+
+def test_every_0_is_never(tiny):
+    y = photos(); assert torch.equal(restore(y, tiny, K=20, constraints=[LowFreq(y, 4, every=0)]), restore(y, tiny, K=20))
+
 def step_of(prior, x, t, rule=ddpm, **kw):
     "What one step of the loop does, with noise of zero."
     return denoise(prior, x, [t, t-1], rng=lambda v: torch.zeros_like(v), step=rule, final='x', **kw)

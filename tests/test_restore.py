@@ -75,7 +75,7 @@ def test_samples(tiny):
 
 def test_the_fast_preset_is_of_the_album_too(tiny, faces64):
     made = lambda prior, **kw: Restorer(prior, 'generative', **kw).made
-    assert made(faces64)['steps']==86 and made(faces64)['every']==5 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20
+    assert made(faces64)['steps']==86 and made(faces64)['every']==5 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20 and made(faces64, tuning='generative', album_steps=40)['every']==2
     assert made(faces64, every=0)['every']==0 and made(faces64, album_steps=40)['steps']==40 and made(tiny)['steps']<=made(tiny)['K']
     r = Restorer(faces64, 'generative'); about = json.loads(record(r.settings())['gen2res'])
     assert restorer_of(about, faces64).settings()==r.settings()                  # by name or spelled out, the same
@@ -103,6 +103,16 @@ def test_what_the_record_would_not_hold_is_refused(tiny, tmp_path):
 
 def test_record_of_another_prior(tiny, faces64):
     with pytest.raises(ValueError, match='made with tiny, weights .*; this is faces64'): restorer_of(json.loads(record(Restorer(tiny).settings())['gen2res']), faces64)
+
+def test_the_record_of_a_person(tiny):
+    from gen2res.tune import tune
+    her = tune(tiny, y, **QUICK); about = Restorer(her, K=20).settings()
+    assert about['person']['iterations']==QUICK['iters'] and 'loss' not in about['person'] and 'person' not in Restorer(tiny, K=20).settings()
+    with pytest.raises(ValueError, match='tuned on a person'): restorer_of(json.loads(record(about)['gen2res']), tiny)
+
+def test_several_samples_of_one_photo_only(tiny):
+    with pytest.raises(ValueError, match='of one photo'): Restorer(tiny, K=4)(torch.cat([y, y]), samples=2)
+    with pytest.raises(ValueError, match="no tuning 'slow'; there are"): Restorer(tiny, 'generative', tuning='slow')
 
 def test_no_record(tmp_path):
     save_image(astronaut(64), tmp_path/'x.png')
