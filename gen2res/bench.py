@@ -300,10 +300,12 @@ class Bench:
         "What these jobs have made, or make."
         return [read_job(p) for p in do_jobs(jobs, self.do, self.work, self.progress, self.engine)]
 
+    def unscored(self, jobs, names, noted) -> list: return [j for j in jobs if not {*names} <= {*noted.get(job_name(j), ())}]
+
     def scored(self, jobs, names) -> list: # of {metric: numbers}, in the jobs' order
         "What these jobs score: as noted, else measured on what they make."
         jobs,noted = list(jobs),self.ledger.read()
-        todo = [j for j in jobs if not {*names} <= {*noted.get(job_name(j), ())}]
+        todo = self.unscored(jobs, names, noted)
         for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else (): noted[job_name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
         return [noted[job_name(j)] for j in jobs]
 

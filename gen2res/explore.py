@@ -50,7 +50,6 @@ def _pictures(do, job): return {k: to_u8(v.cpu()).numpy() for k,v in do(**job).i
 def done_jobs(jobs, do, # do(**job) -> pictures in [-1, 1] by name
               folder, progress:bool=False, engine=local): # -> (job, path), each once: those that are there, then the others as they are done
     "Do what is not there yet."
-    Path(folder).mkdir(parents=True, exist_ok=True)
     paths = {job_path(folder, j): j for j in jobs}; given = {p for p in paths if p.exists()}
     yield from ((paths[p], p) for p in paths if p in given)
     todo = (j for p,j in paths.items() if not p.exists())                  # asked when its turn comes: others may share the folder

@@ -66,7 +66,7 @@ class Visitor:
         to = folder/d.value.suggested_filename; d.value.save_as(to)
         return to
 
-def photo(folder, name, brightness=1.): return save_image(damaged_astronaut(128)[0]*brightness, folder/f'{name}.png')
+def photo(folder, name, brightness=1., side=128): return save_image(damaged_astronaut(side)[0]*brightness, folder/f'{name}.png')
 
 @in_browser
 def test_upload_restore_slide_download(visitors, tmp_path):
@@ -124,7 +124,7 @@ def test_twenty_in_the_queue_are_all_served(url, tmp_path):
     from gradio_client import Client, handle_file
     memory,done = psutil.Process().memory_info,[]
     def client(i):
-        c = Client(url, verbose=False, download_files=str(tmp_path/f'got{i}')); p = photo(tmp_path, f'client{i}', 1-.03*i)
+        c = Client(url, verbose=False, download_files=str(tmp_path/f'got{i}')); p = photo(tmp_path, f'client{i}', 1-.03*i, side=64)
         _,faces = c.predict(handle_file(p), api_name='/found')
         _,_,file = c.predict(handle_file(p), faces['value'], '', 'plain', 2, 1, 0, api_name='/run')
         done.append((i, Path(file), memory().rss))

@@ -86,27 +86,26 @@ def test_pairing_narrows_the_interval(tmp_path):
     assert diff['value']==pytest.approx(1, abs=.1) and diff['low']>.9 and alone['high']-alone['low'] > 10*(diff['high']-diff['low']) and diff['n']==30
     assert any('b - a' in l for l in lines(rows, ['m']))
 
-def test_results_depend_on_the_prior(data, tiny, tmp_path, quick):
-    tiny.side = 64
+def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
     job = dict(kind='portrait', who=0, damage='small', Ks=[50], seeds=[0], steps=2)
     made = lambda: set((tmp_path/'w').glob('*.npz'))
-    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free'); before = made()
-    with torch.no_grad(): next(tiny.model.parameters()).add_(1)
-    Claims(data, tiny, tmp_path/'w').results([dict(free=job)], 'free')
+    Claims(data, tiny64, tmp_path/'w').results([dict(free=job)], 'free'); before = made()
+    with torch.no_grad(): next(tiny64.model.parameters()).add_(1)
+    Claims(data, tiny64, tmp_path/'w').results([dict(free=job)], 'free')
     assert len(before)==1 and len(made())==2
 
 @pytest.mark.parametrize('name', list(CLAIMS))
-def test_every_claim_makes_its_table(name, data, tiny, tmp_path, quick, monkeypatch):
-    tiny.side = 64; small(monkeypatch)
+def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
+    small(monkeypatch)
     kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset', 'old') else dict(damages=('small',)))
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
-    rows = list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))
+    rows = list(CLAIMS[name](Claims(data, tiny64, tmp_path/'w'), **kw))
     assert rows and {r['metric'] for r in rows} >= set(dict(cats=claims.CAT_SCORES, old=claims.REAL_SCORES).get(name, SCORES)) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
-    assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
-    assert list(CLAIMS[name](Claims(data, tiny, tmp_path/'elsewhere', ledger=tmp_path/'w'/'scores.jsonl'), **kw))==rows and not (tmp_path/'elsewhere').exists()
+    assert list(CLAIMS[name](Claims(data, tiny64, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    assert list(CLAIMS[name](Claims(data, tiny64, tmp_path/'elsewhere', ledger=tmp_path/'w'/'scores.jsonl'), **kw))==rows and not (tmp_path/'elsewhere').exists()
 
 def test_cats_kept_back_are_not_learned(data):
     learn,back = claims.cats(data)

@@ -3,7 +3,7 @@ import copy, math
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from gen2res.images import ImageError, save_image
+from gen2res.images import ImageError, resize, save_image
 from gen2res.prior import PriorError
 from gen2res.pseudo import make_targets
 from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, adapt, codes, from_pairs, load_restorer,
@@ -185,7 +185,7 @@ def test_pairs_by_name_and_clean_pictures_cut_like_their_photos(tmp_path):
     from skimage import data as pictures_of
     from gen2res.images import to_tensor
     from gen2res.restorers import _pairs
-    astro = to_tensor(pictures_of.astronaut()/255)
+    astro = resize(to_tensor(pictures_of.astronaut()/255), 256)
     save_image(astro, tmp_path/'clean'/'a.png'); save_image(pictures(1), tmp_path/'odd'/'a.png')
     y,x = _pairs(tmp_path/'clean', tmp_path/'clean', 64)
     assert torch.equal(y, x) and len(y)==1                              # a photo and itself: the same square of both

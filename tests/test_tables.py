@@ -4,37 +4,39 @@ from gen2res import tables
 from gen2res.explore import among, read_rows, save_rows
 from gen2res.restorers import load_restorer, small_swinir
 from gen2res.images import ImageError, save_image
-from gen2res.tables import NAMES, SETS, TABLES, Tables, choices, photos
+from gen2res.tables import NAMES, SET, SETS, TABLES, Tables, choices, photos
 
 @pytest.fixture
 def data(tmp_path):
     g = np.random.default_rng(0)
     for split,n in (('train', 6), ('val', 3)): np.savez(tmp_path/f'faces_{split}_64.npz', images=g.integers(0, 255, (n,64,64,3), dtype=np.uint8))
+    for i in range(3): save_image(torch.rand(1,3,70,70, generator=torch.Generator().manual_seed(i))*2-1, tmp_path/'degraded'/'aligned'/f'{i}.png')
     return tmp_path
 
 @pytest.fixture
-def bench(data, tiny, tmp_path, monkeypatch):
-    tiny.side = 64
+def bench(data, tiny64, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, 'TUNING', dict(iters=1, batch=2, lr=1e-4)); monkeypatch.setattr(tables, 'N_PHOTOS', 4); monkeypatch.setattr(tables, 'pseudo_numbers', lambda p, K=8, L=2, N=2, steps=2: dict(K=min(K, 8), L=L, N=N, steps=2))
     real = tables.pseudo_targets
     monkeypatch.setattr(tables, 'pseudo_targets', lambda y, prior, **kw: real(y, prior, **(dict(K=8, L=2, steps=2) | kw)))
     torch.manual_seed(0)
-    return Tables(data, tiny, tmp_path/'w', small_swinir(64, width=12, depths=(2,), heads=2))
+    return Tables(data, tiny64, tmp_path/'w', small_swinir(64, width=12, depths=(2,), heads=2))
 
 def test_photos_are_damaged_alike_and_differ_by_split(data):
-    y,truth = photos(data, '8 severe', 'val'); again,_ = photos(data, '8 severe', 'val', 2)
+    y,truth = photos(data, '8 severe', 'val'); again,_ = photos(data, '8 severe', 'val', slice(2))
+    assert torch.equal(photos(data, '8 severe', 'train', slice(2, 5))[0], photos(data, '8 severe', 'train')[0][2:5])
     assert y.shape==truth.shape==(3,3,64,64) and torch.equal(y[:2], again) and not torch.equal(photos(data, '4 severe', 'val')[0], y)
 
-ONCE = [n for n in {f: n for n,f in reversed(list(TABLES.items()))}.values() if n not in ('5','8','9','16','27')] # those with several numbers by their first; 9 and 16 are 4 and 15 on other photos
+ONCE = [n for n in {f: n for n,f in reversed(list(TABLES.items()))}.values() if n not in ('5','8','9','16','20','22','27')] # those with several numbers by their first; 9, 16, 20 and 22 are 4, 15, 19 and 21 on other photos
 
 @pytest.mark.parametrize('name', ONCE)
 def test_every_table(name, bench, tmp_path):
-    kw = dict(kinds=SETS[:1]) | (dict(ns=(2,None)) if name=='4' else {})
-    bench.methods = {'6': ['L1'], '21': ['N 32'], '22': ['N 32']}.get(name)
+    kw = {'3': dict(on=SETS[0]), '4': dict(kinds=SETS[:1], ns=(2,None)), 'iters': dict(kinds=SETS[:1], iters=(2,)), 'steps': dict(kinds=SETS[:1], steps=(1,))}.get(name, dict(kinds=SETS[:1]))
+    bench.methods = {'6': ['L1'], '12': ['free from 180'], '21': ['N 32'], 'seeds': ['seed 1']}.get(name)
     rows = read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'t.csv')); alone = among(rows, minus='')
-    assert {r['metric'] for r in alone}=={*NAMES, 'fd64'} and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
-    list(TABLES[name](bench, **kw)); assert made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
+    assert {r['metric'] for r in alone}==({'ids64', 'pd64', 'detail', 'fd64 good'} if name=='3' else {*NAMES, *SET}) and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
+    assert {r['metric'] for r in rows if r['minus']}=={r['metric'] for r in alone} and all('photos' in r and 'iters' in r for r in rows)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').rglob('*')}
+    list(TABLES[name](bench, **kw)); assert made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').rglob('*')}
     bench.work = tmp_path/'elsewhere'; assert read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'again.csv'))==rows and not bench.work.exists()   # from the ledger
 
 def test_the_table_of_times(bench):
@@ -43,13 +45,13 @@ def test_the_table_of_times(bench):
     both = float(rows['targets']['millions']); assert abs(both-float(rows['one step of the prior']['millions'])-float(rows['restorer, tuned or not']['millions']))<.011
 
 def test_every_table_of_the_paper_has_a_function():
-    assert {*map(str, range(1, 28))}-{*TABLES}=={'3'}                         # real photos: `bench set-...`
+    assert {*map(str, range(1, 28))} <= {*TABLES}
 
 def test_tables_about_codeformer(bench, data, codeformer, monkeypatch):
     with pytest.raises(ValueError, match='is about CodeFormer'): list(TABLES['5'](bench))
     np.savez(data/'faces_val_64.npz', images=np.random.default_rng(1).integers(0, 255, (2,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
     bench,losses = Tables(bench.data, bench.prior, bench.work, load_restorer(codeformer, device='cpu'), n=1),[]
-    def noted(restorer, y, x, real, side, run, **kw): losses.append(kw['losses']); run.mkdir(parents=True); return lambda y: y      # the training itself: test_codeformer_is_tuned_in_part
+    def noted(restorer, y, x, real, side, run, **kw): losses.append(kw['losses']); run.mkdir(parents=True); return restorer      # the training itself: test_codeformer_is_tuned_in_part
     monkeypatch.setattr(tables, 'tune_restorer', noted)
     for name,bench.methods in (('5', ['encoder']), ('8', ['token 1.0'])):
         alone = [r for r in TABLES[name](bench, kinds=SETS[1:2]) if r['minus']=='']
@@ -59,7 +61,7 @@ def test_tables_about_codeformer(bench, data, codeformer, monkeypatch):
 
 def test_more_of_codeformer_is_held_at_4x(bench, faces64, codeformer):
     bench.prior,bench.restorer = faces64,load_restorer(codeformer, device='cpu'); faces64.side = 512
-    try: assert [bench.N(k) for k in SETS]==[8, 8, 16, 16] and [*choices(faces64, bench.N(SETS[1]))][:4]==['ours', 'N 4', 'N 16', 'N 32']
+    try: assert [bench.N(k) for k in SETS]==[8, 8, 16, 16] and [*choices(faces64, bench.N(SETS[1]))][:4]==['ours', 'N 4', 'N 16', 'L 0']
     finally: faces64.side = 64
 
 def test_jobs_know_all_that_they_depend_on(bench, monkeypatch):
@@ -68,13 +70,14 @@ def test_jobs_know_all_that_they_depend_on(bench, monkeypatch):
 
 def test_targets_of_the_photo_itself(bench):
     from gen2res.pseudo import pseudo_targets
-    [x] = bench.done([bench.targets('4 moderate', first=False)])
+    [x] = [r['x'] for r in bench.done([bench.targets('4 moderate', by='none')])]
     want = pseudo_targets(photos(bench.data, '4 moderate', 'val')[0], bench.prior, K=8, L=2, steps=2, seeds=0)
     assert (x-want).abs().max() < .02
 
 def test_choices_differ_from_ours_in_what_they_say(faces64):
     c = choices(faces64, 2)
-    assert c=={'ours': {}, 'N 32': dict(N=4), 'N 64': dict(N=8), 'L 0': dict(L=0), 'L 180': dict(L=21), 'K 900': dict(K=632), 'free from 180': dict(K=21, L=1000), 'free from 360': dict(K=61, L=1000), 'free from 600': dict(K=211, L=1000), 'free from 900': dict(K=632, L=1000)}
+    assert c=={'ours': {}, 'N 32': dict(N=4), 'L 0': dict(L=0), 'L 180': dict(L=21), 'K 900': dict(K=632, steps=80), 'free from 180': dict(K=21, L=1000, steps=16), 'free from 360': dict(K=61, L=1000, steps=32), 'free from 600': dict(K=211, L=1000, steps=53)}
+    assert [m for m in choices(faces64, 2, (900,)) if 'free' in m]==['free from 900']
 
 def test_people_of_the_two_halves_are_apart_and_sources_mixed(tmp_path):
     images = np.repeat(np.arange(40, dtype=np.uint8), 2)[:,None,None,None]*np.ones((1,64,64,3), dtype=np.uint8)      # two pictures of each of 40, by source in order
@@ -83,11 +86,13 @@ def test_people_of_the_two_halves_are_apart_and_sources_mixed(tmp_path):
     assert len(a)+len(b)==80 and not set(a)&set(b) and min(a[:20])<13 and max(a[:20])>26
 
 def test_the_interval_of_fd64_holds_its_value():
-    from gen2res.tables import set_score
-    x = torch.rand(30,3,64,64)*2-1; soft = torch.nn.functional.avg_pool2d(x, 5, 1, 2)
-    same,other = (set_score(t, x) for t in (x, soft))
+    from gen2res.metrics import metric, statistics
+    from gen2res.tables import jackknife, set_score
+    x = torch.rand(30,3,64,64)*2-1; soft = torch.nn.functional.avg_pool2d(x, 5, 1, 2); truth = statistics(metric('fd64').features(x))
+    a,b,c = (set_score(t, truth) for t in (x, soft, .98*soft)); same,other = jackknife(a),jackknife(b)
     assert same[0]<1e-3 and other[1]<=other[0]<=other[2] and other[1]>same[2]
-    assert set_score(x[:3], x[:3])[2]==float('inf')                           # one group: nothing is known about the spread
+    value,low,high = jackknife(np.array(c)-np.array(b)); assert high-low < other[2]-other[1]           # paired, the pictures' own spread cancels
+    assert jackknife(set_score(x[:3], truth))[2]==float('inf')                 # one group: nothing is known about the spread
 
 def test_other_photos_are_other_jobs(bench, data, tmp_path):
     np.savez(data/'faces_val_64.npz', images=np.zeros((3,64,64,3), dtype=np.uint8)); tables.data_hash.cache_clear()
@@ -96,16 +101,47 @@ def test_other_photos_are_other_jobs(bench, data, tmp_path):
 def test_folders_of_pictures_at_any_side(tmp_path, tiny):
     for split,n in (('train', 4), ('val', 2)):
         for i in range(n): save_image(torch.rand(1,3,40,30)*2-1, tmp_path/split/f'{i}.png')
-    torch.manual_seed(0); bench = Tables(tmp_path, tiny, tmp_path/'w', small_swinir(16, fold=2, width=12, depths=(2,), heads=2), n=2, iters=1)
-    y,truth = bench.photos('4 moderate'); [x] = bench.done([bench.tuned('4 moderate', targets='truth')])
-    assert y.shape==truth.shape==x.shape==(2,3,16,16) and not any((bench.work/'unfinished').iterdir())
+    tiny.side = 32; torch.manual_seed(0); bench = Tables(tmp_path, tiny, tmp_path/'w', small_swinir(32, fold=2, width=12, depths=(2,), heads=2), n=2, iters=1)
+    y,truth = bench.photos('4 moderate'); x = bench.done([bench.tuned('4 moderate', targets='truth')])[0]['x']
+    assert y.shape==truth.shape==x.shape==(2,3,32,32) and not any((bench.work/'unfinished').iterdir())
     a = bench.ids['data']; (tmp_path/'val'/'0.png').unlink(); tables.data_hash.cache_clear()
     assert Tables(tmp_path, tiny, bench.work, bench.restorer).ids['data']!=a
-    with pytest.raises(ImageError, match='neither faces_val_16.npz nor a folder val'): Tables(tmp_path/'train', tiny, bench.work, bench.restorer)
+    with pytest.raises(ImageError, match='neither faces_val_32.npz nor a folder val'): Tables(tmp_path/'train', tiny, bench.work, bench.restorer)
 
 def test_only_the_methods_asked_for(bench):
     bench.methods = ['dr2']
     rows = list(TABLES['2'](bench, kinds=SETS[:1]))
-    assert {r['method'] for r in rows}=={'dr2', 'ours'} and len(list(bench.work.glob('*.npz')))==2+2         # with what they are compared with, and what both start from
+    assert {r['method'] for r in rows}=={'dr2', 'targets'} and len(list(bench.work.glob('*.npz')))==2         # with what they are compared with
     bench.methods = ['dr3']
-    with pytest.raises(ValueError, match="no method 'dr3' here; there are: pre-trained, ours, difface"): list(TABLES['2'](bench, kinds=SETS[:1]))
+    with pytest.raises(ValueError, match="no method 'dr3' here; there are: pre-trained, targets, difface"): list(TABLES['2'](bench, kinds=SETS[:1]))
+
+def test_a_smaller_set_is_the_beginning_of_a_larger_one(bench, monkeypatch):
+    monkeypatch.setattr(tables, 'BLOCK', 2); monkeypatch.setattr('gen2res.tables.tune_restorer', lambda restorer, y, x, real, side, run, **kw: seen.append((y, x)) or run.mkdir(parents=True) or restorer); seen = []
+    names = lambda n: [tables.job_name(j) for j in bench.blocks(**{k: v for k,v in bench.training('4 moderate', n=n).items() if k in ('kind','targets','n')})]
+    assert names(2)==names(3)[:1] and len(names(3))==2 and len(names(None))==2
+    bench.done([bench.tuned('4 moderate', n=2), bench.tuned('4 moderate', n=3)])
+    (y2,x2),(y3,x3) = seen; assert len(x2)==2 and len(x3)==3 and torch.equal(x3[:2], x2) and torch.equal(y3[:2], y2)
+    whole = bench.done([bench.targets('4 moderate', split='train')])[0]['x']; assert (whole[:3]-tables.torch.stack([t.float()/127.5-1 for t in x3])).abs().max() < .02
+
+def test_a_tuned_restorer_is_kept_and_tuned_once(bench, monkeypatch):
+    seen,real = [],tables.tune_restorer
+    monkeypatch.setattr(tables, 'tune_restorer', lambda *a, **kw: seen.append(1) or real(*a, **kw))
+    bench.done([bench.tuned('4 moderate'), bench.restored('real', by=bench.training('4 moderate')), bench.targets('4 severe', 'difface', by=bench.training('4 moderate'))])
+    assert seen==[1] and len(list((bench.work/'restorers').iterdir()))==1
+
+def test_orders_are_compared_with_the_papers():
+    from gen2res.tables import orderings, printed
+    paper = [dict(table=t, kind=k, restorer=r, method=m, metric='fid', value=v) for t,k,r,m,v in (('1','4 moderate','CodeFormer','tuned','9'), ('1','4 moderate','SwinIR','pre-trained','74.1'), ('14','4 moderate','SwinIR','tuned','41'),
+                                                                                             ('2','8 moderate+8 severe','','difface','80'), ('2','8 moderate+8 severe','','targets','50'))]
+    assert printed(paper, ('1','14'), '4 moderate', 'tuned', 'fd64')==41 and printed(paper, ('1','14'), '4 moderate', 'tuned', 'fd64', 'CodeFormer')==9 and printed(paper, ('2',), '8 severe', 'difface', 'fd64')==80 and printed(paper, ('2',), '4 severe', 'difface', 'fd64') is None
+    row = lambda value, low, high, **kw: dict(dict(kind='4 moderate', method='tuned', minus='pre-trained', metric='fd64', value=value, low=low, high=high), **kw)
+    rows = [row(-1., -2., -.5), row(1., .5, 2.), row(-1., -2., .5), row(1., .5, 2., kind='8 severe', method='difface', minus='targets'), row(1., 1., 1., minus=''), row(1., 1., 1., metric='ids64'), row(1., 1., 1., kind='4 severe')]
+    assert [o['verdict'] for o in orderings(rows[:3], paper, '1', '14')]==['holds','reversed','undecided'] and [o['verdict'] for o in orderings(rows[3:], paper, '2')]==['holds']
+
+def test_photos_of_the_paper():
+    "Which kinds each table is asked of by default, as the paper's captions have it."
+    import inspect
+    kinds = lambda f: getattr(f, 'keywords', {}).get('kinds') or inspect.signature(f).parameters['kinds'].default
+    want = {'1': SETS, '2': SETS[2:], '4': SETS[:1], '5': SETS[1:2], '6': SETS[:1], '8': SETS[2:3], '9': SETS[1:2], '10': SETS[:1], '11': SETS[1:2], '12': SETS[1:2], '13': SETS, '15': (SETS[0], SETS[2]),
+            '16': (SETS[1], SETS[3]), '19': SETS[:1], '20': SETS[1:2], '21': SETS[:1], '22': SETS[1:2], '23': SETS, '24': SETS, '25': (SETS[1], SETS[3]), '26': ('4 mild', '8 mild')}
+    assert {n: tuple(kinds(TABLES[n])) for n in want}==want
