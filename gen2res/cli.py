@@ -556,12 +556,16 @@ def _measure(what, rows, data, csv, force):
     if csv.exists() and not force: stop(f'{csv}: exists already; --force replaces it')
     with one_line(KeyError, ImportError): typer.echo(_warned(save_rows, ({**r, 'commit': commit()} for r in rows()), csv, sys.stderr.isatty()))
 
-def _time(what, prior, out): # prior: a function without arguments
+def _time(what, prior, out, force): # prior: a function without arguments
     "Print a benchmark."
-    from gen2res.bench import BENCHES
-    if out and what!='speed': stop(f'{what} writes no file; --out is for tables and for speed')
+    from gen2res.bench import BENCHES, commit, machine
+    from gen2res.images import atomic
+    if out and out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     with one_line():
-        for line in BENCHES[what](prior(), **(dict(out=out.with_suffix('')) if out else {})): typer.echo(line)
+        p = prior(); lines = [f'{what}: {machine(p.device)}, commit {commit()}']; typer.echo(lines[0])
+        for line in BENCHES[what](p, **(dict(out=out.with_suffix('')) if out and what=='speed' else {})): lines.append(line); typer.echo(line)
+        if out and what!='speed':
+            with atomic(out) as f: f.write('\n'.join([*lines, '']).encode())
 
 def _shaped(family, device):
     from gen2res.bench import made_up
@@ -571,7 +575,7 @@ def _shaped(family, device):
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. memory: what an iteration of tuning needs. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-scale, claim-identity, claim-sizes, claim-damages, claim-old, claim-cats, claim-preset, claim-untuned: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, and with that file they go on elsewhere, too.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, memory and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
-          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot.')]=None,
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot; for loop, plans and memory: what they print.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
           shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans and memory: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
@@ -596,7 +600,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
                  engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows: _measure(what, rows, data, csv, force)
-    elif what in BENCHES: _time(what, partial(_shaped, shape, device) if shape else partial(_prior, prior, device), out)
+    elif what in BENCHES: _time(what, partial(_shaped, shape, device) if shape else partial(_prior, prior, device), out, force)
     else: stop(f'no benchmark {what!r}; there are: {", ".join(_measurements())}')
 
 def main():

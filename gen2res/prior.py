@@ -94,9 +94,11 @@ class Prior(Pictures):
     @contextmanager
     def walking(self):
         "In here weights are cast to bf16 once, not at every call, if it computes in bf16."
-        if self.bf16 and quick_bf16(self.device): self.quick = _cast(copy.deepcopy(self.model))
+        outermost = self.bf16 and quick_bf16(self.device) and self.quick is None
+        if outermost: self.quick = _cast(copy.deepcopy(self.model))
         try: yield
-        finally: self.quick = None
+        finally:
+            if outermost: self.quick = None
 
     def fingerprint(self) -> str:
         "12 hex digits: which prior made this picture? Weights, schedule and variance."

@@ -158,6 +158,13 @@ def test_a_killed_restore_leaves_no_trace_once_it_is_done(tmp_path, monkeypatch)
     code,out,err = run('restore', 'astronaut', '-o', tmp_path/'o', '--steps', 2, '--generative', 1)
     assert code==0 and seen==[True] and len(list((tmp_path/'o').iterdir()))==3, err
 
+def test_times_say_what_they_were_taken_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__('gen2res.bench').bench.BENCHES, 'loop', lambda p: [f'{p.side} pixels'])
+    code,out,err = run('bench', 'loop', '--device', 'cpu', '-o', tmp_path/'loop.txt'); assert code==0, err
+    first,second = (tmp_path/'loop.txt').read_text().splitlines()
+    assert out.splitlines()==[first, second] and first.startswith('loop: ') and 'threads' in first and f'torch {torch.__version__}' in first and 'commit' in first and second=='64 pixels'
+    code,out,err = run('bench', 'loop', '--device', 'cpu', '-o', tmp_path/'loop.txt'); assert code==2 and 'exists already' in err
+
 def test_a_kill_between_two_photos_leaves_nothing_in_the_end(tmp_path, monkeypatch):
     from gen2res import tune
     for i in range(2): save_image(astronaut(64).roll(i, 3), tmp_path/f'{i}.png')
