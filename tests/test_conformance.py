@@ -174,3 +174,12 @@ def test_training_losses(key):
         ratio = (out.grad*want).sum()/(want*want).sum()            # the reference may have summed over the batch
         assert min(abs(ratio-1), abs(ratio-.5)) < 1e-3
         assert (out.grad/ratio-want).abs().max() < 1e-3*want.abs().max()
+
+def kl_keys(): return sorted({k.rsplit('|', 1)[0] for k in np.load(DATA/'losses.npz').files if 'KL|' in k and '250steps' not in k})
+
+@pytest.mark.parametrize('key', kl_keys())
+def test_the_bound_alone(key):
+    "The losses that are nothing but the bound (no prior here is trained on them)."
+    ref = npz('losses'); name,kind,_,t = key.split('|'); s,t = schedule(name),torch.tensor([int(i) for i in t[1:].split(',')])
+    vb = variational_bits(s, ref['x0'], s.diffuse(ref['x0'], t, ref['noise']), t, ref['eps'], ref['v'])
+    assert torch.allclose(vb*(s.T if kind=='RESCALED_KL' else 1), ref[f'{key}|loss'], rtol=2e-4, atol=1e-6)
