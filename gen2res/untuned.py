@@ -83,8 +83,9 @@ class SharedPrior(Prior):
         super().__init__(copy.deepcopy(prior.model), prior.schedule, prior.side, prior.variance, prior.name, prior.card)
         self.bf16,self.album = prior.bf16,album.to(prior.device)
         self.noise = seeded(seed, len(album)).randn_like(self.album)
-        for m in self.model.modules():
-            if isinstance(m, Attention): m.__class__,m.n,m.weight = Shared,len(album),weight
+        shared = [m for m in self.model.modules() if isinstance(m, Attention)]
+        if not shared: raise ValueError(f'{prior.name}: has no attention that could be shared (a network of diffusers has its own kind)')
+        for m in shared: m.__class__,m.n,m.weight = Shared,len(album),weight
 
     def __call__(self, x, t): # as of Prior; t: one index
         out = super().__call__(torch.cat([x, self.schedule.diffuse(self.album, t, self.noise)]), t)

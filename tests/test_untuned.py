@@ -67,6 +67,10 @@ def test_shared_attention(tiny):
     assert not torch.allclose(restore(y, SharedPrior(tiny, album, 1.), K=10), plain, atol=1e-4)
     assert torch.equal(restore(y, tiny, K=10), plain) and all(type(m) is not Shared for m in tiny.model.modules())
 
+def test_attention_of_another_kind_is_refused(tiny):
+    tiny.model = torch.nn.Conv2d(3, 6, 1)
+    with pytest.raises(ValueError, match='tiny: has no attention'): SharedPrior(tiny, torch.zeros(1,3,16,16))
+
 def test_a_copy_in_the_album_changes_nothing(tiny):
     "Softmax over the same places twice is the softmax over them once."
     m = next(m for m in tiny.model.modules() if isinstance(m, Attention)); x = torch.randn(2, m.qkv.in_channels, 8, 8)
