@@ -143,3 +143,10 @@ def test_labels_have_accents():
     from gen2res.images import _font
     assert _font('Tante Ännchen', 12).getname()[0]=='DejaVu Sans' and _font('a', 12).getname()[0]!='DejaVu Sans'
     a,b = (np.array(grid([astronaut(64)], [t], side=200)) for t in ('Ä', 'é')); assert (a!=b).any()          # two boxes would be alike
+
+def test_noise_does_not_depend_on_who_draws_it(monkeypatch):
+    from gen2res import images
+    x = torch.zeros(4,3,20,20); alone = seeded(7, 4).randn_like(x)
+    monkeypatch.setattr(images, 'MANY', 0); rng = seeded(7, 4)
+    assert torch.equal(rng.randn_like(x), alone) and torch.equal(torch.cat([seeded(i, 1).randn_like(x[:1]) for i in range(7, 11)]), alone)
+    assert not torch.equal(rng.randn_like(x), alone)
