@@ -22,7 +22,7 @@ from .faces import face_cut
 from .pseudo import made_by, make_targets
 from .sample import counted
 from .restore import read_face
-from .train import Run, album_hash, load_pictures, to_unit
+from .train import Run, album_hash, load_pictures, team, to_unit
 from .tune import to_u8
 
 # %% ../nbs/12_restorers.ipynb #5e664759
@@ -219,13 +219,13 @@ class ImageLosses:
         self.D.requires_grad_(False)
         return (log_one_minus_D if self.saturating else minus_log_D)(self.D(x))
 
-    def after(self, x, real, lr): # x: restored; real: good photos
+    def after(self, x, real, lr, together=lambda params, loss: loss): # x: restored; real: good photos; together: see Run
         "One step of the discriminator (Eq. 7)."
         if not self.gan: return {}
         self.D.requires_grad_(True)
         loss = -log_one_minus_D(self.D(x.detach())) + minus_log_D(self.D(real))
         for group in self.opt.param_groups: group['lr'] = lr
-        self.opt.zero_grad(set_to_none=True); loss.backward(); self.opt.step()
+        self.opt.zero_grad(set_to_none=True); loss.backward(); loss = together(self.D.parameters(), loss.detach()); self.opt.step()
         return dict(D=loss.item())
 
 # %% ../nbs/12_restorers.ipynb #80dd4b4f
@@ -279,7 +279,6 @@ class RestorerTuner(Run):
                  out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, val=None, # val: (photos, truths) to measure on
                  amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, **kw): # losses: arguments of ImageLosses or CodeLosses; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
         super().__init__(out, iters, lr, seed=seed, ema=ema, **kw)
-        if self.team.num_processes>1: raise ValueError('a restorer is tuned by one process; start it without accelerate launch')
         self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = restorer.device,pairs,real,batch,val,amp,flips,restorer.name
         self.data,self.side = data,side
         torch.manual_seed(seed)
@@ -311,12 +310,12 @@ class RestorerTuner(Run):
     def step(self):
         lr = self.lr_at(self.it)
         for group in self.opt.param_groups: group['lr'] = lr
-        y,x,real = self.batch_at(self.it)
+        y,x,real = self.share(self.batch_at(self.it))
         with autocast(self.device, self.amp): loss,self.terms,out = self.losses(self.restorer, y, x)
-        self.opt.zero_grad(set_to_none=True); self.checked(loss).backward()
-        self.clipped(self.trained)
+        self.opt.zero_grad(set_to_none=True); loss.backward()
+        loss = self.checked(self.together(self.trained, loss.detach())); self.clipped(self.trained)
         self.opt.step(); self.average(self.avg, self.model); self.it += 1
-        with autocast(self.device, self.amp): self.terms |= self.losses.after(out, real, lr)
+        with autocast(self.device, self.amp): self.terms |= self.losses.after(out, real, lr, self.together)
         return loss.item()
 
     def result(self) -> RestorationModel:
@@ -405,5 +404,7 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
     if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
     if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)   # before the long work
-    make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report, watch=watch)
+    all_of_us = team()
+    if all_of_us.is_main_process: make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report, watch=watch)
+    all_of_us.wait_for_everyone()
     return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)

@@ -200,7 +200,8 @@ class Run:
     def together(self, params, loss):
         "Gradients and loss become the mean of the team's."
         if self.team.num_processes==1: return loss
-        for p in params: p.grad = self.team.reduce(p.grad, 'mean')
+        for p in params:
+            if p.grad is not None: p.grad = self.team.reduce(p.grad, 'mean')
         return self.team.reduce(loss, 'mean')
 
     @torch.no_grad()

@@ -55,6 +55,35 @@ def test_two_processes_train_what_one_would(tmp_path, tiny):
     logs = [[json.loads(l) for l in (d/'run'/'log.jsonl').read_text().splitlines()] for d in (tmp_path, tmp_path/'alone')]
     assert [r['it'] for r in logs[0]]==[2, 4, 6] and all(abs(a['loss']-b['loss'])<1e-3 for a,b in zip(*logs))
 
+RESTORER = '''
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_team import tuned_restorer
+from gen2res.restorers import save_restorer
+from gen2res.train import team
+r = tuned_restorer(Path(sys.argv[2])/'run'); save_restorer(r, Path(sys.argv[2])/f'r{team().process_index}.safetensors')
+'''
+
+def untuned_restorer():
+    from gen2res.restorers import small_swinir
+    torch.manual_seed(0); return small_swinir(32, fold=2, width=12, depths=(2,), heads=2)
+
+def tuned_restorer(out):
+    from gen2res.restorers import tune_restorer
+    photos = torch.nn.functional.interpolate(PICTURES.float(), 32, mode='bilinear').byte()
+    return tune_restorer(untuned_restorer(), photos, photos.flip(-1), photos.flip(0), 32, out, iters=3, batch=4, lr=1e-3, log_every=1, val_every=0)
+
+def test_two_processes_tune_a_restorer_as_one_would(tmp_path):
+    from gen2res.restorers import save_restorer
+    (tmp_path/'work.py').write_text(RESTORER)
+    codes,said = launched(tmp_path/'work.py', os.path.dirname(__file__), tmp_path); assert codes==[0, 0], said
+    save_restorer(tuned_restorer(tmp_path/'alone'), tmp_path/'alone.safetensors'); save_restorer(untuned_restorer(), tmp_path/'start.safetensors')
+    a,b,whole,start = ({k: v for k,v in load_file(tmp_path/f'{n}.safetensors').items() if v.is_floating_point()} for n in ('r0', 'r1', 'alone', 'start'))
+    assert same(a, b)==0 and apart(a, whole, start) < .05
+    logs = [[json.loads(l)['loss'] for l in (d/'log.jsonl').read_text().splitlines()] for d in (tmp_path/'run', tmp_path/'alone')]
+    assert len(logs[0])==3 and all(abs(x-y)<1e-3 for x,y in zip(*logs))
+
 def test_a_batch_that_cannot_be_shared(tmp_path):
     (tmp_path/'work.py').write_text('from test_team import *\nTrainer(PICTURES, None, **KW | dict(batch=3)).run(False)')
     (tmp_path/'test_team.py').write_text(open(__file__).read())
