@@ -200,9 +200,9 @@ class ImageLosses:
                  by:str='pd64', # what compares what is seen: a metric of two pictures, 'lpips' or 'pd64'
                  saturating:bool=False): # Eq. 6 as printed; else -log D, which has the same aim and a gradient when D is sure
         self.l1,self.perceptual,self.gan,self.by,self.saturating = l1,perceptual,gan,by,saturating
-        self.seen = metric(by, str(device)).f if perceptual else None
         self.D = Discriminator().to(device, memory_format=torch.channels_last) if gan else None   # a third faster in bf16
         self.opt = torch.optim.AdamW(self.D.parameters(), lr, betas=(.9, .99)) if gan else None
+        self.seen = metric(by, str(device)).f if perceptual else None                     # after D: loading it may draw random numbers
 
     def parts(self): return dict(D=self.D, opt_D=self.opt) if self.gan else {}
     def fixed(self): return {k: getattr(self, k) for k in ('l1', 'perceptual', 'gan', 'by', 'saturating')}

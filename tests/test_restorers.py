@@ -114,6 +114,14 @@ def test_learns_and_leaves_the_given_one_alone():
     gap = lambda m: (m(y/127.5-1)-(x/127.5-1)).abs().mean()
     assert gap(tuned) < .7*gap(r) and all(torch.equal(a, b) for a,b in zip(before.values(), r.model.state_dict().values()))
 
+def test_the_same_seed_whatever_was_loaded_before():
+    from gen2res.embedder import load_embedder
+    from gen2res.metrics import metric
+    r,(y,x) = little(),data(); kw = dict(iters=1, batch=2, lr=1e-3, real=to_u8(pictures(4, seed=9))); seen = []
+    metric.cache_clear(); load_embedder.cache_clear()
+    for _ in range(2): tune_restorer(r, y, x, callback=lambda run, loss: seen.append(loss), **kw)
+    assert seen[0]==seen[1]
+
 def test_killed_and_resumed_is_the_same(tmp_path):
     r,(y,x) = little(),data(); kw = dict(iters=6, batch=2, lr=1e-3, real=to_u8(pictures(4, seed=9)))
     whole = tune_restorer(r, y, x, **kw)
