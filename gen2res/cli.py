@@ -413,8 +413,8 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
     _say(f'{len(done)} targets in {out}')
     if failed: raise typer.Exit(2)
 
-RestorerIters = Annotated[int, typer.Option(min=1, help="Iterations; the paper's 20,000 are for a GPU.")]
-RestorerPreset = Annotated[str, typer.Option(help="Learning rate: paper (1e-4 falling to 0) or released (the authors' configuration: 2e-5 to 5e-6).")]
+RestorerIters = Annotated[Optional[int], typer.Option(min=1, help="Iterations instead of the preset's.")]
+RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), released (the authors' configuration: 2e-5 to 5e-6) or fast (400 iterations).")]
 RealOption = Annotated[Optional[Path], typer.Option(help='Folder (or .npz) of good photos of other people, for the GAN loss; without it that loss is left out.')]
 BatchOption = Annotated[int, typer.Option(min=1, help='Pictures per iteration.')]
 LrOption = Annotated[Optional[float], typer.Option(help="Learning rate instead of the preset's.")]
@@ -423,7 +423,8 @@ def _tuning(preset, iters, batch, lr, bf16, seed):
     "Arguments of tune_restorer from those of the command."
     from gen2res.restorers import RESTORER_PRESETS
     if preset not in RESTORER_PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(RESTORER_PRESETS)}')
-    return RESTORER_PRESETS[preset] | dict(iters=iters, batch=batch, amp=bf16, seed=seed, sample_every=max(1, iters//10), progress=sys.stderr.isatty()) | ({'lr': lr} if lr else {})
+    kw = RESTORER_PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr).items() if v is not None}
+    return kw | dict(batch=batch, amp=bf16, seed=seed, sample_every=max(1, kw['iters']//10), progress=sys.stderr.isatty())
 
 def _image_losses(real, by): return dict(by=by) | ({} if real else dict(gan=0))
 
@@ -433,7 +434,7 @@ PerceptualOption = Annotated[str, typer.Option(help="What compares what is seen:
 def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
                   made: Annotated[Path, typer.Argument(metavar='TARGETS', help='Folder of `gen2res targets`, or of clean pictures with the same names.')],
                   out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('tuned.safetensors'),
-                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=20_000, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
+                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
                   perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
                   work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Second half of `adapt`: train the restorer on that.
@@ -453,7 +454,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
 @app.command()
 def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: hundreds of them, damaged in the same unknown way.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('adapted.safetensors'),
-          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=20_000, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
+          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
           perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
           work: WorkOption=Path('adapting'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
           prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):

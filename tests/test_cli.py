@@ -219,7 +219,7 @@ def test_targets_then_tuning(tmp_path, restorer):
     code,out,err = run('targets', tmp_path/'lq', '-o', tmp_path/'t', '-r', restorer, '--K', 8, '--N', 4, '--device', 'cpu')
     assert code==0 and '2 targets' in out and json.loads((tmp_path/'t'/'targets.json').read_text())['1']['N']==4, err
     code,out,err = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '--iters', 1, '--batch', 1, '-w', tmp_path/'w', '-o', tmp_path/'a.safetensors', '--device', 'cpu')
-    assert code==0 and (tmp_path/'a.safetensors').exists(), err
+    assert code==0 and (tmp_path/'a.safetensors').exists() and (tmp_path/'w'/'preview_000001.png').exists(), err
     again = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '-o', tmp_path/'a.safetensors')
     assert again[0]==2 and '--force replaces it' in again[2]
 
