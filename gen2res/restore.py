@@ -236,7 +236,7 @@ def read_record(path) -> dict:
 
 def again(record, photo, prior, album=None) -> Image.Image: # record: of read_record; photo: the file; of a square also the square itself, 1 x 3 x S x S
     "The picture that a record speaks of, bit for bit on the same machine."
-    if not isinstance(photo, torch.Tensor) and record.get('file', digest(photo))!=digest(photo): raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
+    if 'file' in record and not isinstance(photo, torch.Tensor) and record['file']!=digest(photo): raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
     r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples'])
     if 'faces' in record: return restored_faces(load_photo(photo), [Face(*f) for f in record['faces']], record['crop'], r, *seeds)[0]
     y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]

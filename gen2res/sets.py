@@ -6,7 +6,7 @@
 __all__ = ['RealSet', 'SETS', 'set_files', 'Sets', 'set_table']
 
 # %% ../nbs/22_sets.ipynb #a5c76133
-import hashlib, warnings
+import warnings
 from collections import namedtuple
 from pathlib import Path
 import numpy as np
@@ -14,7 +14,7 @@ from .bench import Bench
 from .explore import compared, detail
 from .images import ImageError, list_images, load_image, square
 from .metrics import METRICS, can_run, metric
-from .restore import OWN, RECIPES, Restorer
+from .restore import OWN, RECIPES, Restorer, digest
 
 # %% ../nbs/22_sets.ipynb #7455e7fc
 RealSet = namedtuple('RealSet', 'folder count truth source', defaults=(None, '')) # folders below the data folder
@@ -45,8 +45,7 @@ def set_files(data, name:str) -> list: # of (photo, truth or None)
 class Sets(Bench):
     "The bench of the real sets."
     def job(self, photo, recipe, **kw) -> dict: # kw: of Restorer
-        digest = hashlib.sha256(Path(photo).read_bytes()).hexdigest()[:12]
-        return dict(set_photo=digest, file=str(Path(photo).relative_to(self.data)), recipe=recipe, weights=self.prior.fingerprint(), settings=kw)
+        return dict(set_photo=digest(photo), file=str(Path(photo).relative_to(self.data)), recipe=recipe, weights=self.prior.fingerprint(), settings=kw)
 
     def do(self, set_photo, file, recipe, weights, settings):
         y = square(load_image(Path(self.data)/file), self.prior.side)          # these sets are aligned; so is the truth

@@ -114,9 +114,11 @@ class Tables(Bench):
     def _network(self, by):
         "The restorer that this is: as it came, or tuned, from its file or now. Killed, it goes on."
         if by=='pre-trained': return self.restorer
-        name = job_name(self.job('trained', **by)); path = self.work/'restorers'/f'{name}.safetensors'
-        if not path.exists(): self._train(self.work/'unfinished'/name, path, **by)
+        path = self.file(by)
+        if not path.exists(): self._train(self.work/'unfinished'/path.stem, path, **by)
         return load_restorer(path, self.prior.device, self.restorer.fidelity)
+
+    def file(self, by): return self.work/'restorers'/f'{job_name(self.job("trained", **by))}.safetensors'
 
     def _train(self, run, path, kind, targets, losses, seed, tuning, n):
         y,truth = self.photos(kind, 'train', slice(n))
@@ -130,16 +132,19 @@ class Tables(Bench):
         "Targets first, so that several workers share them."
         jobs = list(jobs)
         trainings = [j['by'] for j in self.unscored(jobs, names, self.ledger.read()) if isinstance(j['by'], dict)]
-        self.done([t for by in trainings if not (self.work/'restorers'/f'{job_name(self.job("trained", **by))}.safetensors').exists() for t in self.blocks(**by)])
+        self.done([t for by in trainings if not self.file(by).exists() for t in self.blocks(**by)])
         return super().scored(jobs, names)
 
     @cached_property
     def good(self): return statistics(metric('fd64').features(_half(self.data, 1, self.prior.side)))
 
     def score(self, job, r, names) -> dict: # {metric: (photos)}, for a set's metric (value, and again without each tenth)
-        y,truth = self.photos(job['kind'])
-        one = lambda m: set_score(r['x'], self.good if m=='fd64 good' else statistics(metric('fd64').features(truth))) if m in SET else alone(m, r['x']) if m in SINGLE else scores(r['x'], truth, [m])[:,0]
-        return {m: one(m) for m in names}
+        truth = self.photos(job['kind'])[1]
+        return {m: self._scored(m, r['x'], truth) for m in names}
+
+    def _scored(self, m, x, truth):
+        if m in SET: return set_score(x, self.good if m=='fd64 good' else statistics(metric('fd64').features(truth)))
+        return alone(m, x) if m in SINGLE else scores(x, truth, [m])[:,0]
 
 # %% ../nbs/21_tables.ipynb #b1a52794
 NAMES = 'psnr','ssim','pd64','ids64','spectrum'
