@@ -345,6 +345,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
          iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
          lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
          lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only, at ten times the rate: a small file, for this prior alone, and less of the person. Needs the extra [lora].')]=None,
+         sheet: Annotated[Optional[Path], typer.Option(help='A picture to draw, too: the album, and faces that the prior makes up before and after it. Has it learned the person?')]=None,
          seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0,
          bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Tune the prior on an album, for `restore --person`.
@@ -355,10 +356,13 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     """
     import shutil
     from gen2res.album import personal_album
-    from gen2res.tune import PRESETS, save_person
+    from gen2res.images import save_image
+    from gen2res.tune import PRESETS, dream_sheet, dreams, save_person
     from gen2res.tune import tune as tune_prior
     if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
-    if out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
+    for path in (out, sheet):
+        if path and path.exists() and not force: stop(f'{path}: exists already; --force replaces it')
+    if sheet and sheet.suffix.lower()!='.png': stop(f'{sheet}: the picture must end in .png')
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
     if lora and not find_spec('peft'): stop('--lora needs the package peft: pip install "gen2res[lora]"')
@@ -367,8 +371,10 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning
     kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
     with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if (state/'state.pt').exists() else ''):
-        her = tune_prior(p, _warned(personal_album, folder, p.side, sys.stderr.isatty()), folder=state, progress=sys.stderr.isatty(), **kw)
+        album = _warned(personal_album, folder, p.side, sys.stderr.isatty())
+        her = tune_prior(p, album, folder=state, progress=sys.stderr.isatty(), **kw)
         typer.echo(save_person(her, out))
+        if sheet: typer.echo(save_image(dream_sheet(dreams(album, p, her)), sheet, dict(Comment='Made up by a generative model, but for the first row')))
     if lora and (share := sum(v.numel() for v in her.adapter[0].values())/sum(v.numel() for v in p.model.parameters()))>.05: typer.echo(f'note: adapters of rank {lora} hold {share:.0%} as many numbers as the prior; the small file is what they are for', err=True)
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TURN', 'ADAPTER', 'PERSON', 'to_u8', 'Losses', 'Tuner', 'binned', 'tune', 'adapted', 'merged',
-           'adapter_state', 'save_person', 'load_person', 'push_to_hub']
+           'adapter_state', 'save_person', 'load_person', 'push_to_hub', 'dreams', 'dream_sheet']
 
 # %% ../nbs/09_tune.ipynb #eeb52daf
 import copy, json, logging, tempfile, threading
@@ -14,8 +14,9 @@ from torch import nn
 from huggingface_hub import HfApi
 from safetensors import safe_open
 from safetensors.torch import load_file, save
-from .images import atomic, resize
+from .images import atomic, grid, resize
 from .prior import Prior, PriorError, hub_files, is_repo, load_prior, online, save_prior
+from .sample import generate
 from .train import Trainer
 
 # %% ../nbs/09_tune.ipynb #735a2254
@@ -190,3 +191,13 @@ def push_to_hub(prior, # of load_prior, or of tune: of a prior with adapters onl
         try: return _upload(tmp, repo, private)
         except Exception as e: # what a broken network raises depends on the client that huggingface_hub stands on
             raise PriorError(f'{repo}: not uploaded ({(str(e) or type(e).__name__).splitlines()[0][:120]}); `hf auth login` logs you in') from None
+
+# %% ../nbs/09_tune.ipynb #9187a568
+def dreams(album, prior, tuned, n:int=6, steps:int|None=50, seeds=3) -> dict: # album: N x 3 x S x S; -> name: n x 3 x side x side
+    "Pictures of the album, and what the prior draws from the same noise before and after it (Gen2Res, Figs. S6 and S7)."
+    n = min(n, len(album))
+    return {'the album': resize(album[:n].cpu(), prior.side)} | {k: generate(p, n, steps, seeds=seeds).cpu() for k,p in (('the prior', prior), ('tuned', tuned))}
+
+def dream_sheet(dreams:dict, side:int=120): # of `dreams`; -> Image.Image
+    "A row each."
+    return grid(torch.cat([*dreams.values()]), [k for k,v in dreams.items() for _ in v], cols=len(dreams['tuned']), side=side)

@@ -24,7 +24,7 @@ def quick(monkeypatch):
 
 def small(monkeypatch):
     "Walks of two steps, two queries a person."
-    monkeypatch.setattr(claims, 'SOME', (0,1)); monkeypatch.setattr(claims, 'person', lambda *args, real=claims.person, **kw: real(*args, queries=2, **kw))
+    monkeypatch.setattr(claims, 'person', lambda *args, real=claims.person, **kw: real(*args, queries=2, **kw))
     monkeypatch.setattr(claims, 'restore', lambda y, prior, K, steps, *args, real=claims.restore, **kw: real(y, prior, K, 2, *args, **kw))
 
 def test_killed_jobs_are_missing_and_done_ones_are_kept(tmp_path):

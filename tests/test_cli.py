@@ -1,9 +1,11 @@
 "The command, as a user runs it."
 import json, subprocess, sys
+from functools import partial
 from pathlib import Path
 import pytest, torch
 from PIL import Image
 from typer.testing import CliRunner
+from gen2res import tune
 from gen2res.cli import app
 from gen2res.images import astronaut, load_image, save_image, to_array
 
@@ -111,12 +113,14 @@ def test_train_refuses_in_one_line(tmp_path, args):
     code,_,err = run('train', d, '-o', tmp_path/'run', '--side', 32, '--iters', 1, *args)
     assert code==2 and len(err.strip().split('\n'))==1, err
 
-def test_album_tune_restore(tmp_path):
+def test_album_tune_restore(tmp_path, monkeypatch):
     "The whole way of one photo, in the shortest of runs."
     save_image(damaged_face(), tmp_path/'her.png')
     code,out,err = run('album', tmp_path/'her.png', '-o', tmp_path/'albums', '--n', 2, '--steps', 4)
     assert code==0 and len(list((tmp_path/'albums'/'her').iterdir()))==2 and (tmp_path/'albums'/'her_sheet.png').exists()
-    code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2, '--lora', 1)
+    monkeypatch.setattr(tune, 'dreams', partial(tune.dreams, steps=2))
+    code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2, '--lora', 1, '--sheet', tmp_path/'dreams.png')
+    with Image.open(tmp_path/'dreams.png') as im: assert im.width<im.height and 'Made up' in im.text['Comment']      # three rows of two
     assert code==0 and 'only 2 different pictures' in err and (tmp_path/'her.safetensors').stat().st_size < 1e6 and not (tmp_path/'her.state').exists()
     code,out,err = run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.safetensors', '--iters', 2)
     assert code==2 and '--force' in err
