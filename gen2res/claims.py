@@ -8,7 +8,8 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims', 'made_job',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
-           'untuned_job', 'untuned_jobs', 'claim_untuned', 'claim_preset']
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'claim_preset', 'plan', 'plans', 'plan_passes',
+           'claim_plans']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -262,5 +263,23 @@ def claim_preset(b, people=range(12, 16)):
     jobs = [portrait_jobs(w, ('camera','small')[w%2], OWN_KS) for w in people]
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in jobs], OWN_KS, 'paper')
 
+# %% ../nbs/20_claims.ipynb #b32ab666
+def plan(n=16, album_steps=86, every=5, **tuning) -> dict: return dict(recipe='generative', n=n, album_steps=album_steps, every=every, tuning=TUNING | tuning)
+
+def plans(below:int) -> dict: # below: the noise index that a restoration starts from at most
+    "Cheaper ways to make an album and to learn it; the first is this page's."
+    few = lambda **kw: plan(n=8, **kw)
+    return {'fast': plan(), 'below': plan(iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
+            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': few(album_steps=43, every=2, iters=60, lr=2.5e-4, below=below)}
+
+def plan_passes(p, walked:int=50) -> int: # a pass back counts twice
+    return p['n']*(p['album_steps']+2*(p['album_steps']//p['every'])) + 3*p['tuning']['iters']*p['tuning']['batch'] + walked
+
+def claim_plans(b, people=range(40, 48)):
+    "Rows: generative albums made and learned in several ways, photos of two kinds in turns; compared with this page's."
+    tried = plans(At(256, b.prior).t(max(OWN_KS)))
+    free = lambda w: portrait_jobs(w, ('camera','small')[w%2], OWN_KS)[FREE]
+    yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, 'fast')
+
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset}
+CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans}

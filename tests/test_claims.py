@@ -20,6 +20,7 @@ def data(tmp_path):
 def quick(monkeypatch):
     monkeypatch.setattr(claims, 'TUNING', dict(iters=1, batch=1, lr=1e-4)); monkeypatch.setattr(claims, 'ALBUM', dict(n=2, album_steps=2, every=1))
     monkeypatch.setitem(claims.PRESETS, 'generative', dict(iters=2, batch=1, lr=1e-4))
+    monkeypatch.setattr(claims, 'plans', lambda t: {m: claims.plan(2, 2, 1, below=t*i or None) for i,m in enumerate(('fast','below'))})
     for name,Ks in (('KS', (50,200)), ('OWN_KS', (100,))): monkeypatch.setattr(claims, name, Ks)
 
 def small(monkeypatch):
@@ -97,7 +98,7 @@ def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
     small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset', 'old') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'sizes', 'preset', 'plans', 'old') else dict(damages=('small',)))
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'ALBUM_EVERY', 1); monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
