@@ -8,7 +8,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims', 'made_job',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
-           'untuned_job', 'untuned_jobs', 'claim_untuned', 'claim_preset', 'plan', 'plans', 'plan_passes',
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'claim_preset', 'plan', 'plans', 'plan_passes',
            'claim_plans']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
@@ -256,6 +256,11 @@ def claim_untuned(b, people=range(8), damages=('camera',)):
     "Rows: free, tuned, and constrained without tuning."
     for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, MADE, damage=d)
 
+# %% ../nbs/20_claims.ipynb #a48d98d7
+def passes(walked, guided, trained, steps) -> int: # steps of an album, guided ones among them, pictures trained on, steps of the restoration
+    "Passes forward through the network; one back counts as two."
+    return walked + 2*guided + 3*trained + steps
+
 # %% ../nbs/20_claims.ipynb #4bd0ca52
 def claim_preset(b, people=range(12, 16)):
     "Rows: tuned as in Table S1, and as on this page, on the same generative albums; photos of two kinds in turns."
@@ -272,8 +277,7 @@ def plans(below:int) -> dict: # below: the noise index that a restoration starts
     return {'fast': plan(), 'below': plan(iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
             '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': few(album_steps=43, every=2, iters=60, lr=2.5e-4, below=below)}
 
-def plan_passes(p, walked:int=50) -> int: # a pass back counts twice
-    return p['n']*(p['album_steps']+2*(p['album_steps']//p['every'])) + 3*p['tuning']['iters']*p['tuning']['batch'] + walked
+def plan_passes(p, steps:int=50) -> int: return passes(p['n']*p['album_steps'], p['n']*(p['album_steps']//p['every']), p['tuning']['iters']*p['tuning']['batch'], steps)
 
 def claim_plans(b, people=range(40, 48)):
     "Rows: generative albums made and learned in several ways, photos of two kinds in turns; compared with this page's."
