@@ -8,7 +8,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims', 'made_job',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
-           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'claim_preset', 'plan', 'plans', 'plan_passes',
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'claim_preset', 'plans', 'plan_passes',
            'claim_plans']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
@@ -123,8 +123,8 @@ ALBUM = dict(album_steps=86, every=5) # a quarter of the walk's steps, guided as
 KS = 50,100,200,300,400,500,700 # at 256 pixels; the paper's Fig. 8 has 100 to 700
 FREE,MADE,OWN,STRANGER = 'free','generative','personal',"another's" # how a restoration is constrained
 
-def made_job(free) -> dict: # free: the job without an album
-    return free | dict(recipe='generative', tuning=TUNING, **ALBUM)
+def made_job(free, album={}, **tuning) -> dict: # free: the job without an album; album, tuning: what is not as on this page
+    return free | dict(recipe='generative', tuning=TUNING | tuning, **ALBUM | album)
 
 def portrait_jobs(who, damage, Ks) -> dict: # by method
     free = dict(kind='portrait', who=who, damage=damage, Ks=list(Ks), seeds=[0, 1], steps=50)
@@ -269,15 +269,15 @@ def claim_preset(b, people=range(12, 16)):
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in jobs], OWN_KS, 'paper')
 
 # %% ../nbs/20_claims.ipynb #b32ab666
-def plan(n=16, album_steps=86, every=5, **tuning) -> dict: return dict(recipe='generative', n=n, album_steps=album_steps, every=every, tuning=TUNING | tuning)
-
 def plans(below:int) -> dict: # below: the noise index that a restoration starts from at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
-    few = lambda **kw: plan(n=8, **kw)
-    return {'fast': plan(), 'below': plan(iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
-            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': few(album_steps=43, every=2, iters=60, lr=2.5e-4, below=below)}
+    few = lambda **tuning: made_job({}, dict(n=8), **tuning)
+    return {'fast': made_job({}), 'below': made_job({}, iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
+            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': made_job({}, dict(n=8, album_steps=43, every=2), iters=60, lr=2.5e-4, below=below)}
 
-def plan_passes(p, steps:int=50) -> int: return passes(p['n']*p['album_steps'], p['n']*(p['album_steps']//p['every']), p['tuning']['iters']*p['tuning']['batch'], steps)
+def plan_passes(p, steps:int=50) -> int:
+    n,walk,t = p.get('n', 16),p['album_steps'],p['tuning']
+    return passes(n*walk, n*(walk//p['every']), t['iters']*t['batch'], steps)
 
 def claim_plans(b, people=range(40, 48)):
     "Rows: generative albums made and learned in several ways, photos of two kinds in turns; compared with this page's."

@@ -198,6 +198,6 @@ def dreams(album, prior, tuned, n:int=6, steps:int|None=50, seeds=3) -> dict: # 
     n = min(n, len(album))
     return {'the album': resize(album[:n].cpu(), prior.side)} | {k: generate(p, n, steps, seeds=seeds).cpu() for k,p in (('the prior', prior), ('tuned', tuned))}
 
-def dream_sheet(dreams:dict, side:int=120): # of `dreams`; -> Image.Image
+def dream_sheet(rows:dict, side:int=120): # of `dreams`; -> Image.Image
     "A row each."
-    return grid(torch.cat([*dreams.values()]), [k for k,v in dreams.items() for _ in v], cols=len(dreams['tuned']), side=side)
+    return grid(torch.cat([*rows.values()]), [k for k,v in rows.items() for _ in v], cols=len(rows['tuned']), side=side)
