@@ -22,7 +22,7 @@ from .metrics import METRICS, can_run, frechet, metric, statistics
 from .prior import weights_hash
 from .pseudo import PSEUDO_N, PSEUDO_SIDE, pseudo_numbers, pseudo_targets
 from .restore import RECIPES, At, recipe_K, recipe_arguments, restore
-from .restorers import RESTORER_PRESETS, load_restorer, save_restorer, tune_restorer
+from .restorers import load_restorer, save_restorer, tune_restorer
 from .tune import to_u8
 
 # %% ../nbs/21_tables.ipynb #4177f3ec
@@ -49,7 +49,7 @@ def photos(data, kind:str, split:str, part=slice(None), side:int=64) -> tuple: #
 
 # %% ../nbs/21_tables.ipynb #5e7b0c0f
 N_PHOTOS,BLOCK = 500,100 # unlabelled photos; how many of them make one job
-TUNING = RESTORER_PRESETS['fast'] | dict(amp=True)
+TUNING = dict(iters=400, batch=16, lr=1e-4, cosine=True, decay=1., floor=0., ema=.99)      # the preset `fast` when the tables were measured; all in float32
 RIVALS = {'difface': 'pre-trained', 'ilvr': 'none', 'dda': 'none', 'pgdiff': 'pre-trained', 'dr2': 'none'} # supplement, Algorithms 3 to 6 and 8: does it start from a restorer's output?
 
 class Tables(Bench):
