@@ -69,7 +69,6 @@ def _restorer(p, recipe, generative, album, person, **kw):
     if recipe in TUNED: raise ValueError(f'--recipe {recipe}: say {"--generative N" if recipe=="generative" else "--album DIR"} instead')
     asked = {'--generative': generative, '--album': album, '--person': person, f'--recipe {recipe}': recipe if recipe not in (None, 'plain', 'closed-form') else None}
     if len(two := [o for o,v in asked.items() if v is not None])>1: raise ValueError(f'{two[0]} and {two[1]} exclude each other')
-    if album is not None and not album.is_dir(): raise ValueError(f'{album}: {"is not a folder" if album.exists() else "no such folder"}')
     if person is not None and person.is_dir() and not (person/'config.json').exists(): raise ValueError(f'{person}: is a folder of something else than a prior; for photos of the person use --album')
     if generative is not None: recipe,kw['n'] = 'generative',generative
     if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side, kw['progress'])
