@@ -8,8 +8,8 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims', 'made_job',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
-           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'claim_preset', 'plans', 'plan_passes',
-           'claim_plans']
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'plans', 'plan_passes',
+           'our_plans', 'claim_plans', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -262,11 +262,14 @@ def passes(walked, guided, trained, steps) -> int: # steps of an album, guided o
     return walked + 2*guided + 3*trained + steps
 
 # %% ../nbs/20_claims.ipynb #4bd0ca52
+def in_turns(w) -> dict: # by method
+    "A portrait's jobs; photos of two kinds in turns."
+    return portrait_jobs(w, ('camera','small')[w%2], OWN_KS)
+
 def claim_preset(b, people=range(12, 16)):
-    "Rows: tuned as in Table S1, and as on this page, on the same generative albums; photos of two kinds in turns."
+    "Rows: tuned as in Table S1, and as on this page, on the same generative albums."
     paper = lambda made: made | dict(tuning=PRESETS['generative'] | dict(amp=True))
-    jobs = [portrait_jobs(w, ('camera','small')[w%2], OWN_KS) for w in people]
-    yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in jobs], OWN_KS, 'paper')
+    yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in map(in_turns, people)], OWN_KS, 'paper')
 
 # %% ../nbs/20_claims.ipynb #b32ab666
 def plans(below:int) -> dict: # below: the noise index that a restoration starts from at most
@@ -279,11 +282,21 @@ def plan_passes(p, steps:int=50) -> int:
     n,walk,t = p.get('n', 16),p['album_steps'],p['tuning']
     return passes(n*walk, n*(walk//p['every']), t['iters']*t['batch'], steps)
 
+def _planned(b, tried, base, people): # tried: method -> what is added to the free job
+    "Rows: generative albums made and learned in several ways."
+    free = lambda w: in_turns(w)[FREE]
+    yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, base)
+
+def our_plans(b): return plans(At(256, b.prior).t(max(OWN_KS)))
+
 def claim_plans(b, people=range(40, 48)):
-    "Rows: generative albums made and learned in several ways, photos of two kinds in turns; compared with this page's."
-    tried = plans(At(256, b.prior).t(max(OWN_KS)))
-    free = lambda w: portrait_jobs(w, ('camera','small')[w%2], OWN_KS)[FREE]
-    yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, 'fast')
+    "Rows: all of these, compared with this page's."
+    yield from _planned(b, our_plans(b), 'fast', people)
+
+def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below')):
+    "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
+    ours = our_plans(b)
+    yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans}
+CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast}
