@@ -70,8 +70,8 @@ def test_jobs_know_all_that_they_depend_on(bench, monkeypatch):
 
 def test_targets_of_the_photo_itself(bench):
     from gen2res.pseudo import pseudo_targets
-    [x] = [r['x'] for r in bench.done([bench.targets('4 moderate', by='none')])]
-    want = pseudo_targets(photos(bench.data, '4 moderate', 'val')[0], bench.prior, K=8, L=2, steps=2, seeds=0)
+    [x] = [r['x'] for r in bench.done([bench.targets('2 moderate', by='none')])]
+    want = pseudo_targets(photos(bench.data, '2 moderate', 'val')[0], bench.prior, K=8, L=2, steps=2, seeds=0)
     assert (x-want).abs().max() < .02
 
 def test_choices_differ_from_ours_in_what_they_say(faces64):
