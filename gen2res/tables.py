@@ -325,11 +325,20 @@ def printed(paper, numbers, kind, method, metric, restorer='SwinIR') -> float|No
     hits = sorted(hits, key=lambda r: (r['restorer']!=restorer, numbers.index(r['table'])))
     return float(hits[0]['value']) if hits else None
 
+def _likes(kind) -> tuple:
+    "The paper's kinds that one of ours may be compared with: the one as hard, else its namesake."
+    return *(p for p,ours in AS_HARD.items() if ours==kind), kind
+
+def _pair(r, *known) -> tuple|None: # known: of `printed`
+    "What the paper prints for the two methods of a row."
+    pairs = (tuple(printed(*known[:2], k, r[m], r['metric'], known[2]) for m in ('method', 'minus')) for k in _likes(r['kind']))
+    return next((p for p in pairs if None not in p), None)
+
 def orderings(rows, paper, *numbers, restorer='SwinIR'): # rows: of read_rows
     "Each difference that the paper has, too: its own, ours, and whether the order holds."
     for r in rows:
         if not r['minus'] or r['metric'] not in AS: continue
-        a,b = (printed(paper, numbers, r['kind'], r[m], r['metric'], restorer) for m in ('method', 'minus'))
-        if a is None or b is None or a==b: continue
+        a,b = _pair(r, paper, numbers, restorer) or (0, 0)
+        if a==b: continue
         verdict = 'undecided' if r['low']<=0<=r['high'] else 'holds' if (r['value']>0)==(a>b) else 'reversed'
         yield dict(kind=r['kind'], method=r['method'], minus=r['minus'], metric=r['metric'], paper=round(a-b, 4), ours=r['value'], verdict=verdict)
