@@ -293,7 +293,7 @@ def claim_plans(b, people=range(40, 48)):
     "Rows: all of these, compared with this page's."
     yield from _planned(b, our_plans(b), 'fast', people)
 
-def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below')):
+def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below', '8, below, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
