@@ -26,7 +26,7 @@ from .restorers import load_restorer, save_restorer, tune_restorer
 from .tune import to_u8
 
 # %% ../nbs/21_tables.ipynb #4177f3ec
-SETS = '4 moderate','4 severe','8 moderate','8 severe' # how often it was shrunk, and how noisy the camera was
+SETS = '4 moderate','4 severe','8 moderate','8 severe' # the paper's: how often it was shrunk, and how noisy the camera was
 AS_HARD = {f'{2*s} {level}': f'{s} {level}' for s in (2, 4) for level in ('mild','moderate','severe')} # at 64 pixels: the paper's kind, and ours
 REAL = 'real' # photos that nobody damaged on purpose, and that have no truth
 REAL_FOLDER = 'degraded/aligned' # below the data
@@ -41,7 +41,7 @@ def _half(data, which:int, side:int=64) -> torch.Tensor:
 
 def _real(data, side): return torch.cat([square(load_image(p), side) for p in list_images([Path(data)/REAL_FOLDER])])
 
-def photos(data, kind:str, split:str, part=slice(None), side:int=64) -> tuple: # kind: of SETS, or REAL; split: 'train' or 'val'; part: a slice of them -> (photos, truths)
+def photos(data, kind:str, split:str, part=slice(None), side:int=64) -> tuple: # kind: as in SETS, by any factor, or REAL; split: 'train' or 'val'; part: a slice of them -> (photos, truths)
     "Portraits, each damaged by its own draw; real photos are their own truth."
     if kind==REAL: y = _real(data, side)[part]; return y,y
     truth = (_half(data, 0, side) if split=='train' else portraits(data, 'val', side)['images'])[part]
@@ -329,16 +329,16 @@ def _likes(kind) -> tuple:
     "The paper's kinds that one of ours may be compared with: the one as hard, else its namesake."
     return *(p for p,ours in AS_HARD.items() if ours==kind), kind
 
-def _pair(r, *known) -> tuple|None: # known: of `printed`
-    "What the paper prints for the two methods of a row."
-    pairs = (tuple(printed(*known[:2], k, r[m], r['metric'], known[2]) for m in ('method', 'minus')) for k in _likes(r['kind']))
-    return next((p for p in pairs if None not in p), None)
+def _pair(r, paper, numbers, restorer) -> tuple: # r: a row
+    "What the paper prints for the two methods of a row; nothing, if it prints only one."
+    pairs = ([printed(paper, numbers, k, r[m], r['metric'], restorer) for m in ('method', 'minus')] for k in _likes(r['kind']))
+    return next((p for p in pairs if None not in p), (None, None))
 
 def orderings(rows, paper, *numbers, restorer='SwinIR'): # rows: of read_rows
     "Each difference that the paper has, too: its own, ours, and whether the order holds."
     for r in rows:
         if not r['minus'] or r['metric'] not in AS: continue
-        a,b = _pair(r, paper, numbers, restorer) or (0, 0)
+        a,b = _pair(r, paper, numbers, restorer)
         if a==b: continue
         verdict = 'undecided' if r['low']<=0<=r['high'] else 'holds' if (r['value']>0)==(a>b) else 'reversed'
         yield dict(kind=r['kind'], method=r['method'], minus=r['minus'], metric=r['metric'], paper=round(a-b, 4), ours=r['value'], verdict=verdict)
