@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD', 'TUNING', 'RIVALS', 'NAMES', 'SET', 'SINGLE',
            'THEIRS', 'PARTS', 'LOSSES', 'TABLES', 'AS', 'photos', 'Tables', 'theirs', 'alone', 'set_score', 'jackknife',
-           'table', 'table_1', 'table_2', 'table_3', 'table_15', 'choices', 'table_19', 'table_21', 'table_11',
+           'table', 'of', 'table_1', 'table_2', 'table_3', 'table_15', 'choices', 'table_19', 'table_21', 'table_11',
            'table_12', 'table_4', 'table_5', 'table_6', 'table_8', 'table_10', 'table_13', 'table_23', 'table_24',
            'table_25', 'table_26', 'table_27', 'table_steps', 'table_iters', 'table_seeds', 'printed', 'orderings']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
 import numpy as np, torch
 from .bench import Bench, alternate, bare, data_hash, portraits, source
@@ -64,9 +64,10 @@ class Tables(Bench):
 
     def photos(self, kind, split='val', part=slice(None)): return photos(self.data, kind, split, part, self.prior.side)
 
-    def here(self, *kinds) -> list:
+    def here(self, *kinds, own=False) -> list: # own: by their own names, too
         "The paper's kinds at this side."
-        return [AS_HARD[k] if self.prior.side<=64 else k for k in kinds]
+        as_hard = AS_HARD if self.prior.side<=64 else {}
+        return [*dict.fromkeys([as_hard.get(k, k) for k in kinds] + [*kinds]*own)]
 
     def N(self, kind):
         "What the paper holds (Sec. 4.1): more of CodeFormer's outputs at 4x. Less of faces that are 16 pixels small or smaller."
@@ -190,26 +191,40 @@ def table(bench, kind, jobs:dict, base, names=NAMES, sets=SET, **labels): # jobs
     for m in sets: yield from _set_rows({k: s[m] for k,s in made.items()}, base, m, **labels, n=n)
 
 # %% ../nbs/21_tables.ipynb #b1270407
+def of(*paper, own=False): # paper: its kinds; own: at 64 pixels by their own names, too
+    "A table of these photos. What is decorated makes the rows of one kind; asked for no kinds, the table is of those that are as hard here."
+    def table_of(one):
+        @wraps(one)
+        def rows(b, kinds=None, **kw):
+            for k in kinds or b.here(*paper, own=own): yield from one(b, k, **kw)
+        rows.paper = paper
+        return rows
+    return table_of
+
 def _main(b, k): return {'photo': b.restored(k, 'none'), 'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)}
 
-def table_1(b, kinds=None):
+@of(*SETS, own=True)
+def table_1(b, k):
     "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth, on each kind of photos; at 64 pixels on the paper's own kinds, too, which are harder there."
-    for k in kinds or dict.fromkeys((*b.here(*SETS), *SETS)): yield from table(b, k, _main(b, k) | {'tuned on truth': b.tuned(k, targets='truth')}, 'pre-trained')
+    return table(b, k, _main(b, k) | {'tuned on truth': b.tuned(k, targets='truth')}, 'pre-trained')
 
-def table_2(b, kinds=None):
+@of('8 moderate','8 severe')
+def table_2(b, k):
     "Table 2, top: targets by other papers' procedures, same prior, same number of steps. The paper prints the mean of both kinds."
-    for k in kinds or b.here('8 moderate','8 severe'): yield from table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k)} | {r: b.targets(k, r) for r in RIVALS}, 'targets')
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k)} | {r: b.targets(k, r) for r in RIVALS}, 'targets')
 
-def table_3(b, kinds=(REAL,), on=None, n=None):
+@of(REAL)
+def table_3(b, k, on=None, n=None):
     "Table 3: real photos. Ours are the aligned faces of `degraded`; tuned on other photos, and on these themselves. `ids64` and `pd64` are to the photo."
     on = on or b.here('4 severe')[0]
-    for k in kinds: yield from table(b, k, _main(b, k) | {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))}, 'pre-trained', ('ids64','pd64','detail'), SET[1:])
+    return table(b, k, _main(b, k) | {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))}, 'pre-trained', ('ids64','pd64','detail'), SET[1:])
 
 def _rivals(b, k): return {r: b.targets(k, r) for r in ('difface','pgdiff','dr2')}
 
-def table_15(b, kinds=None, paper=('4 moderate','8 moderate')): # paper: its kinds
-    "Tables 15, 16: what tuning gains, beside other papers' procedures."
-    for k in kinds or b.here(*paper): yield from table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained')
+@of('4 moderate','8 moderate')
+def table_15(b, k):
+    "Tables 15 and, of severe noise, 16: what tuning gains, beside other papers' procedures."
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained')
 
 def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K of walks that nothing holds; Ns: at the paper's side, None: half and twice as much as ours
     "Tables 11 and 19: what differs from ours, named by the paper's numbers, at its side, and converted; steps in the paper's proportion. An N below 2 would hold everything."
@@ -220,69 +235,83 @@ def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K o
 
 def _free(b, k): return {m: v for m,v in choices(b.prior, b.N(k), (180,600,900)).items() if m=='ours' or 'free' in m}
 
-def table_19(b, kinds=None, paper='4 moderate'):
+@of('4 moderate', own=True)
+def table_19(b, k):
     "Table 19: N, K, L, and no constraint, in the targets; at 64 pixels on the paper's own kind, too. (Table 20 asks it of CodeFormer at '4 severe'.)"
-    for k in kinds or dict.fromkeys((*b.here(paper), paper)): yield from table(b, k, {c: b.targets(k, **v) for c,v in choices(b.prior, b.N(k), Ns=(8, 16, 32, 64, 128)).items()}, 'ours')
+    return table(b, k, {c: b.targets(k, **v) for c,v in choices(b.prior, b.N(k), Ns=(8, 16, 32, 64, 128)).items()}, 'ours')
 
-def table_21(b, kinds=None, paper='4 moderate'):
+@of('4 moderate')
+def table_21(b, k):
     "Table 21: the same, in restorers tuned on them. (Table 22 asks it of CodeFormer at '4 severe'.)"
-    for k in kinds or b.here(paper): yield from table(b, k, {c: b.tuned(k, targets=v) for c,v in choices(b.prior, b.N(k)).items()}, 'ours')
+    return table(b, k, {c: b.tuned(k, targets=v) for c,v in choices(b.prior, b.N(k)).items()}, 'ours')
 
-def table_11(b, kinds=None):
+@of('4 severe')
+def table_11(b, k):
     "Table 11: the more is free, the better the faces (`fd64 good`) and the less they are the person's."
-    for k in kinds or b.here('4 severe'): yield from table(b, k, {c: b.targets(k, **v) for c,v in _free(b, k).items()}, 'ours')
+    return table(b, k, {c: b.targets(k, **v) for c,v in _free(b, k).items()}, 'ours')
 
-def table_12(b, kinds=None):
+@of('4 severe')
+def table_12(b, k):
     "Table 12: the same, in restorers tuned on them."
-    for k in kinds or b.here('4 severe'): yield from table(b, k, {c: b.tuned(k, targets=v) for c,v in _free(b, k).items()}, 'ours')
+    return table(b, k, {c: b.tuned(k, targets=v) for c,v in _free(b, k).items()}, 'ours')
 
-def table_4(b, kinds=None, ns=(20,100,500,1000,None), paper='4 moderate'):
+@of('4 moderate')
+def table_4(b, k, ns=(20,100,500,1000,None)):
     "Table 4: how many photos? (Table 9 asks it at '4 severe'.)"
-    for k in kinds or b.here(paper): yield from table(b, k, {'pre-trained': b.restored(k)} | {str(n or 'all'): b.tuned(k, n=n) for n in ns}, 'pre-trained', photos='in the name')
+    return table(b, k, {'pre-trained': b.restored(k)} | {str(n or 'all'): b.tuned(k, n=n) for n in ns}, 'pre-trained', photos='in the name')
 
-def _losses(b, kinds, jobs, base, codes): # jobs: method -> losses; codes: are they CodeFormer's?
+def _losses(b, k, jobs, base, codes): # jobs: method -> losses; codes: are they CodeFormer's?
     if codes!=(b.restorer.arch=='CodeFormer'): raise ValueError(f'this table is about {"CodeFormer" if codes else "any restorer but CodeFormer"}: name a file with --restorer')
-    for k in kinds: yield from table(b, k, {m: b.tuned(k, losses=l or None) for m,l in jobs.items()}, base)
+    return table(b, k, {m: b.tuned(k, losses=l or None) for m,l in jobs.items()}, base)
 
 PARTS = {'encoder': dict(tuned=['encoder']), 'encoder, transformer': {}, 'encoder, transformer, cft': dict(tuned=['encoder','transformer','cft'])}
 
-def table_5(b, kinds=None):
+@of('4 severe')
+def table_5(b, k):
     "Table 5: which parts of CodeFormer? The paper does not say which losses tune its CFT; here Eq. 6's join for it."
-    yield from _losses(b, kinds or b.here('4 severe'), PARTS, 'encoder, transformer', True)
+    return _losses(b, k, PARTS, 'encoder, transformer', True)
 
 LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {}} | {f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}
 
-def table_6(b, kinds=None):
+@of('4 moderate')
+def table_6(b, k):
     "Tables 6, 7: which losses, with which weights (perceptual, GAN)?"
-    yield from _losses(b, kinds or b.here('4 moderate'), LOSSES, 'all', False)
+    return _losses(b, k, LOSSES, 'all', False)
 
-def table_8(b, kinds=None):
+@of('8 moderate')
+def table_8(b, k):
     "Table 8: how much weight for CodeFormer's code words (Eq. 13)? Its caption says '4 severe', its numbers are of these."
-    yield from _losses(b, kinds or b.here('8 moderate'), {'token 1.0': dict(token=1.), 'token 0.5': {}, 'token 0.1': dict(token=.1)}, 'token 0.5', True)
+    return _losses(b, k, {'token 1.0': dict(token=1.), 'token 0.5': {}, 'token 0.1': dict(token=.1)}, 'token 0.5', True)
 
-def table_10(b, kinds=None):
+@of('4 moderate')
+def table_10(b, k):
     "Table 10: DR2's outputs as targets. The paper's photos are Wider-Test-200's; these have a truth."
-    for k in kinds or b.here('4 moderate'): yield from table(b, k, {'ours': b.tuned(k), 'dr2': b.tuned(k, targets=dict(recipe='dr2'))}, 'ours')
+    return table(b, k, {'ours': b.tuned(k), 'dr2': b.tuned(k, targets=dict(recipe='dr2'))}, 'ours')
 
-def table_13(b, kinds=None):
+@of(*SETS)
+def table_13(b, k):
     "Table 13: DifFace on the pre-trained and on the tuned restorer. The paper prints the mean of all kinds, and tunes a SwinIR of its own for it."
-    for k in kinds or b.here(*SETS): yield from table(b, k, {'difface': b.targets(k, 'difface'), 'difface, tuned': b.targets(k, 'difface', by=b.training(k))}, 'difface')
+    return table(b, k, {'difface': b.targets(k, 'difface'), 'difface, tuned': b.targets(k, 'difface', by=b.training(k))}, 'difface')
 
-def table_23(b, kinds=None):
+@of(*SETS)
+def table_23(b, k):
     "Table 23: targets of the restorer's outputs, and of the photos themselves."
-    for k in kinds or b.here(*SETS): yield from table(b, k, {'restorer first': b.targets(k), 'photos': b.targets(k, by='none')}, 'restorer first')
+    return table(b, k, {'restorer first': b.targets(k), 'photos': b.targets(k, by='none')}, 'restorer first')
 
-def table_24(b, kinds=None):
+@of(*SETS)
+def table_24(b, k):
     "Table 24: the same, in restorers tuned on them."
-    for k in kinds or b.here(*SETS): yield from table(b, k, {'restorer first': b.tuned(k), 'photos': b.tuned(k, targets=dict(by='none'))}, 'restorer first')
+    return table(b, k, {'restorer first': b.tuned(k), 'photos': b.tuned(k, targets=dict(by='none'))}, 'restorer first')
 
-def table_25(b, kinds=None):
+@of('4 severe','8 severe')
+def table_25(b, k):
     "Table 25: is it still the person? By ids64, and by the paper's own two measures where their weights are. The paper prints the mean of both kinds."
-    yield from table_15(b, kinds, ('4 severe','8 severe'))
+    return table_15.__wrapped__(b, k)
 
-def table_26(b, kinds=None):
+@of('4 mild','8 mild')
+def table_26(b, k):
     "Table 26: mild noise."
-    for k in kinds or b.here('4 mild','8 mild'): yield from table(b, k, _main(b, k), 'pre-trained')
+    return table(b, k, _main(b, k), 'pre-trained')
 
 def table_27(b, repeats=5):
     "Table 27: weights in millions and seconds a photo, alone, on this machine; the median of several, taken in turns."
@@ -294,25 +323,28 @@ def table_27(b, repeats=5):
     seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
     for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
 
-TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': partial(table_4, paper='4 severe'), '10': table_10, '11': table_11, '12': table_12,
-          '13': table_13, '15': table_15, '16': partial(table_15, paper=('4 severe','8 severe')), '19': table_19, '20': partial(table_19, paper='4 severe'), '21': table_21,
-          '22': partial(table_21, paper='4 severe'), '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
+TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': of('4 severe')(table_4.__wrapped__), '10': table_10, '11': table_11, '12': table_12,
+          '13': table_13, '15': table_15, '16': of('4 severe','8 severe')(table_15.__wrapped__), '19': table_19, '20': of('4 severe', own=True)(table_19.__wrapped__), '21': table_21,
+          '22': of('4 severe')(table_21.__wrapped__), '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
 TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7'}.items() for same in others.split()}
 
 # -- not the paper's: do the small sizes of this page stand in for larger ones, and how much is chance?
-def table_steps(b, kinds=None, steps=(27,150)):
+@of('4 moderate')
+def table_steps(b, k, steps=(27,150)):
     "Targets in fewer and in more steps than a quarter of K; the paper has 150 from its K."
     ours = pseudo_numbers(b.prior)['steps']
-    for k in kinds or b.here('4 moderate'): yield from table(b, k, {str(n): b.targets(k, steps=n) for n in sorted({*steps, ours})}, str(ours))
+    return table(b, k, {str(n): b.targets(k, steps=n) for n in sorted({*steps, ours})}, str(ours))
 
-def table_iters(b, kinds=None, iters=(200,800)):
+@of('4 moderate')
+def table_iters(b, k, iters=(200,800)):
     "Shorter and longer tunings."
     ours = b.tuning['iters']
-    for k in kinds or b.here('4 moderate'): yield from table(b, k, {'pre-trained': b.restored(k)} | {str(n): b.tuned(k, iters=n) for n in sorted({*iters, ours})}, str(ours), iters='in the name')
+    return table(b, k, {'pre-trained': b.restored(k)} | {str(n): b.tuned(k, iters=n) for n in sorted({*iters, ours})}, str(ours), iters='in the name')
 
-def table_seeds(b, kinds=None, n=3):
+@of('4 moderate')
+def table_seeds(b, k, n=3):
     "The same tuning with other draws of everything: a difference below this one is chance."
-    for k in kinds or b.here('4 moderate'): yield from table(b, k, {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}, 'seed 0')
+    return table(b, k, {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}, 'seed 0')
 
 TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds}
 
