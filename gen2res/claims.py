@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES', 'OWN_KS',
            'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait',
-           'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'Claims', 'made_job',
-           'portrait_jobs', 'person_jobs', 'claim_K', 'claim_guidance', 'claim_scale', 'identity_jobs',
-           'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
-           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'plans', 'plan_passes',
-           'our_plans', 'claim_plans', 'claim_fast']
+           'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job', 'Claims',
+           'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale',
+           'identity_jobs', 'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
+           'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'plans',
+           'plan_passes', 'our_plans', 'claim_plans', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
 import numpy as np, torch
-from .album import ALBUM_EVERY, generative_album, guide_scale
+from .album import ALBUM_EVERY, album_K, generative_album, guide_scale
 from .bench import Bench, data_hash, portraits, source
 from .explore import SCORES, compared, detail, scores
 from .degrade import degrade
@@ -91,7 +91,12 @@ def album_job(b, who, damage, n=4, **kw): # kw: of generative_album
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=generative_album(y, b.prior, n, seeds=1000*who, **kw))
 
-JOBS = {'portrait': portrait_job, 'person': person_job, 'album': album_job}
+def tuned_album_job(b, who, damage, drawn=4, steps=None, **kw): # kw: of Restorer
+    "What a prior that has learned an album draws, from the same noise and unguided."
+    y,truth = portrait(b.data, who, damage, b.prior.side)
+    return dict(y=y, truth=truth, x=_kept(b, lambda r: generative_album(y, r.prior_for(y), drawn, every=0, steps=steps, seeds=1000*who), 'generative', seed=who, **kw))
+
+JOBS = {'portrait': portrait_job, 'person': person_job, 'album': album_job, 'tuned album': tuned_album_job}
 
 class Claims(Bench):
     "The bench of this page."
@@ -104,11 +109,15 @@ class Claims(Bench):
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)
 
     def score(self, job, r, names) -> dict: # {metric: (photos, 1 + Ks)}
-        "Of the photos themselves and of what was made of them at each K, mean over seeds. `to_photo`: PSNR to the photo; `detail`: of the picture alone."
+        "Of the photos themselves and of what was made of them at each K, mean over seeds."
         x = r['x'].reshape(len(r['y']), len(job.get('Ks', [0])), -1, *r['x'].shape[-3:])
+        return {m: np.concatenate([self._of(m, r['y'], r), self._of(m, x, r)[...,0].mean(2)], 1) for m in names}
+
+    def _of(self, m, x, r) -> np.ndarray: # x: photos x ... x 3 x S x S; r: what a job made -> photos x ... x 1
+        "`to_photo`: PSNR to the photo; `detail`: of the picture alone; `softer`: how much less of it than the truth has."
         alone = lambda x: detail(x.flatten(0, -4)).numpy().reshape(*x.shape[:-3], 1)
-        of = lambda m, x: scores(x, r['y'], ['psnr']) if m=='to_photo' else alone(x) if m=='detail' else scores(x, r['truth'], [m])
-        return {m: np.concatenate([of(m, r['y']), of(m, x)[...,0].mean(2)], 1) for m in names}
+        if m=='softer': return alone(r['truth']).reshape(-1, *[1]*(x.ndim-3))-alone(x)
+        return alone(x) if m=='detail' else scores(x, r['y'], ['psnr']) if m=='to_photo' else scores(x, r['truth'], [m])
 
     def results(self, jobs, base, names=SCORES) -> list: # jobs: of {method: job} -> of {method: scores}
         "What these jobs score."
@@ -155,15 +164,23 @@ def claim_K(b, people=range(12), damages=('camera','small')):
     "Rows: each measure against K, free and constrained by a generative album."
     for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS) for w in people], KS, FREE, damage=d)
 
+def _albums(b, made, base, people, damages, names=('to_photo', *SCORES), **kw): # made: method -> job, as far as it differs from an album; kw: of all
+    "Rows: pictures of generative albums, made in several ways."
+    for d in damages:
+        rs = b.results([{m: dict(dict(kind='album', who=w, damage=d), **kw, **j) for m,j in made.items()} for w in people], base, names)
+        yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, base, names, damage=d)
+
+# %% ../nbs/20_claims.ipynb #13347837
+def claim_detail(b, people=range(8), damages=('camera',), n=4):
+    "Rows: where detail is lost between a prior and one that has learned an album: pictures of the prior, guided, guided as often but early, and of the tuned prior."
+    steps,every = ALBUM['album_steps'],ALBUM['every']
+    early = b.prior.schedule.T-album_K(b.prior)*(every-1)//every                    # the noise levels of the first of every so many steps
+    guided = {'unguided': dict(every=0), 'guided': dict(every=every), 'guided early': dict(every=0, last=early)}
+    made = {m: dict(n=n, **g) for m,g in guided.items()} | {'tuned': dict(kind='tuned album', drawn=n, tuning=TUNING, **ALBUM)}
+    yield from _albums(b, made, 'guided', people, damages, ('softer', *SCORES), steps=steps)
+
 # %% ../nbs/20_claims.ipynb #a17e31c3
 EVERYS = 0,50,20,10,5,1 # of all steps of the walk; 0: never
-
-def _albums(b, guided, base, people, damages, **kw): # guided: method -> arguments of generative_album; kw: more of them
-    "Rows: pictures of generative albums, guided in several ways."
-    names = 'to_photo',*SCORES
-    for d in damages:
-        rs = b.results([{m: dict(kind='album', who=w, damage=d, **kw, **g) for m,g in guided.items()} for w in people], base, names)
-        yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, base, names, damage=d)
 
 def claim_guidance(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
     "Rows: pictures of generative albums against how often they are guided."
@@ -299,4 +316,4 @@ def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below', '8, below, s
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast}
