@@ -1,7 +1,7 @@
 "Options of the network that no shipped checkpoint uses: written out by hand, as the published networks do them."
 import math
 import pytest, torch, torch.nn.functional as F
-from gen2res.unet import Attention, Down, ResBlock, UNet, Up
+from gen2res.unet import Attention, Down, ResBlock, UNet, Up, timestep_embedding
 
 KW = dict(model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,2), attention_pixels=[8,16], resblock_updown=False)
 def some(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -40,3 +40,11 @@ def test_sides_change_without_weights():
     assert {*net.state_dict()}-{*plain.state_dict()}=={f'{k}.{p}' for k in ('input_blocks.2.0.op', 'output_blocks.1.2.conv') for p in ('weight','bias')} and {*plain.state_dict()} <= {*net.state_dict()}
     x = some(1,2,4,6); assert torch.equal(Up()(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3)) and torch.allclose(Down()(x), F.avg_pool2d(x, 2))
     assert filled(plain)(some(1,3,16,16), torch.tensor([3])).shape==(1,3,16,16)
+
+def test_linear_maps_lead_around_the_network():
+    net,plain = filled(UNet(16, **KW, patch=2, bypass=3)),filled(UNet(16, **KW, patch=2))     # the same weights: those of the bypass come last
+    x,t = some(2,3,16,16),torch.tensor([3, 700]); folded = F.pixel_unshuffle(x, 2)
+    mix = net.bypass.mix(net.time_embed(timestep_embedding(t, 32))); maps = net.bypass.maps.weight[:,:,0,0].view(3, 12, 12)
+    around = sum(mix[:,n,None,None,None]*torch.einsum('oc,bchw->bohw', maps[n], folded) for n in range(3))
+    assert torch.allclose(net(x, t)-plain(x, t), F.pixel_shuffle(around, 2), atol=1e-3) and around.std()>.1
+    assert not any(UNet(16, **KW, patch=2, bypass=3)(x, t).flatten())                         # an untrained one says nothing
