@@ -45,7 +45,7 @@ class LatentPrior(Prior):
         folder = Path(folder)
         if folder.suffix=='.safetensors': raise PriorError(f'{folder}: a prior of codes is two networks; give a folder')
         save_prior(self.codes, folder, dtype)
-        self.autoencoder.save(folder/'vae', dtype)
+        self.autoencoder.save(folder/'vae', torch.float16 if dtype==torch.int8 else dtype)
         return folder
 
 # %% ../nbs/24_latent.ipynb #4d4b38b4

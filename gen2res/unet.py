@@ -97,10 +97,10 @@ class Block(nn.Sequential):
         return x
 
 class Bypass(nn.Module):
-    "Linear maps of each pixel's channels, mixed as the noise level says."
+    "Linear maps of a picture, mixed as the noise level says."
     def __init__(self, ch, out, emb, n): # channels in, out, and of the noise embedding; how many maps
         super().__init__()
-        self.maps,self.mix = nn.Conv2d(ch, n*out, 1, bias=False),zero(nn.Linear(emb, n))
+        self.maps,self.mix = conv3(ch, n*out, bias=False),zero(nn.Linear(emb, n))
     def forward(self, x, emb): return torch.einsum('bnchw,bn->bchw', self.maps(x).unflatten(1, (self.mix.out_features, -1)), self.mix(emb))
 
 # %% ../nbs/02_unet.ipynb #402f817c
