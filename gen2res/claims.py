@@ -167,14 +167,14 @@ def claim_K(b, people=range(12), damages=('camera','small')):
 def _albums(b, made, base, people, damages, names=('to_photo', *SCORES), **kw): # made: method -> job, as far as it differs from an album; kw: of all
     "Rows: pictures of generative albums, made in several ways."
     for d in damages:
-        rs = b.results([{m: dict(dict(kind='album', who=w, damage=d), **kw, **j) for m,j in made.items()} for w in people], base, names)
+        rs = b.results([{m: dict(kind='album', who=w, damage=d) | kw | j for m,j in made.items()} for w in people], base, names)
         yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, base, names, damage=d)
 
 # %% ../nbs/20_claims.ipynb #13347837
 def claim_detail(b, people=range(8), damages=('camera',), n=4):
     "Rows: where detail is lost between a prior and one that has learned an album: pictures of the prior, guided, guided as often but early, and of the tuned prior."
     steps,every = ALBUM['album_steps'],ALBUM['every']
-    early = b.prior.schedule.T-album_K(b.prior)*(every-1)//every                    # the noise levels of the first of every so many steps
+    early = b.prior.schedule.T-album_K(b.prior)*(every-1)//every                    # as many steps as are guided otherwise, all of them at the start of the walk
     guided = {'unguided': dict(every=0), 'guided': dict(every=every), 'guided early': dict(every=0, last=early)}
     made = {m: dict(n=n, **g) for m,g in guided.items()} | {'tuned': dict(kind='tuned album', drawn=n, tuning=TUNING, **ALBUM)}
     yield from _albums(b, made, 'guided', people, damages, ('softer', *SCORES), steps=steps)

@@ -169,7 +169,8 @@ def packed(state:dict) -> dict: # of float32
     scale = {f'{k}.scale': v.abs().amax((1,2,3), keepdim=True).clamp(min=1e-12)/127 for k,v in large.items()}
     return {k: (v/scale[f'{k}.scale']).round().to(torch.int8) if k in large else v.half() for k,v in state.items()} | scale
 
-def unpacked(state:dict) -> dict:
+def unpacked(state:dict) -> dict: # of float32
+    "The inverse of `packed`. What was not packed stays as it is: in a network of PyTorch's no name goes on below that of a tensor."
     scales = {f'{k}.scale' for k in state} & state.keys()
     return {k: v*state[f'{k}.scale'] if f'{k}.scale' in scales else v for k,v in state.items() if k not in scales}
 
@@ -181,8 +182,8 @@ def save_prior(prior:Prior,
     if prior.latent: return prior.save(path, dtype)
     path,cfg = Path(path),json.dumps(prior_config(prior), indent=1)
     if path.suffix in ('.pt', '.pth', '.ckpt', '.bin'): raise ValueError(f'{path}: a prior is written to a folder, or to a file that ends in .safetensors')
-    state = {k: v.detach().to('cpu', torch.float32 if dtype==torch.int8 else dtype).contiguous() for k,v in prior.model.state_dict().items()}
-    if dtype==torch.int8: state = packed(state)
+    state = {k: v.detach().cpu().float().contiguous() for k,v in prior.model.state_dict().items()}
+    state = packed(state) if dtype==torch.int8 else {k: v.to(dtype) for k,v in state.items()}
     single = path.suffix=='.safetensors'
     with atomic(path if single else path/'model.safetensors') as f: f.write(save(state, {'gen2res': cfg} if single else {'format': 'pt'}))
     if not single:

@@ -7,7 +7,7 @@ __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD'
            'THEIRS', 'PARTS', 'LOSSES', 'TABLES', 'AS', 'photos', 'Tables', 'theirs', 'alone', 'set_score', 'jackknife',
            'table', 'of', 'table_1', 'table_2', 'table_3', 'table_15', 'choices', 'table_19', 'table_21', 'table_11',
            'table_12', 'table_4', 'table_5', 'table_6', 'table_8', 'table_10', 'table_13', 'table_23', 'table_24',
-           'table_25', 'table_26', 'table_27', 'table_steps', 'table_iters', 'table_seeds', 'printed', 'orderings']
+           'table_26', 'table_27', 'table_steps', 'table_iters', 'table_seeds', 'printed', 'orderings']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -197,7 +197,7 @@ def of(*paper, own=False): # paper: its kinds; own: at 64 pixels by their own na
         @wraps(one)
         def rows(b, kinds=None, **kw):
             for k in kinds or b.here(*paper, own=own): yield from one(b, k, **kw)
-        rows.paper = paper
+        rows.paper,rows.on = paper,lambda *others: of(*others, own=own)(one)                # .on: the same table of other photos
         return rows
     return table_of
 
@@ -223,7 +223,7 @@ def _rivals(b, k): return {r: b.targets(k, r) for r in ('difface','pgdiff','dr2'
 
 @of('4 moderate','8 moderate')
 def table_15(b, k):
-    "Tables 15 and, of severe noise, 16: what tuning gains, beside other papers' procedures."
+    "Tables 15 and, of severe noise, 16 and 25: what tuning gains, beside other papers' procedures. Table 25 prints the means of both kinds of 16 by two measures of the person; they join where their weights are."
     return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained')
 
 def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K of walks that nothing holds; Ns: at the paper's side, None: half and twice as much as ours
@@ -303,11 +303,6 @@ def table_24(b, k):
     "Table 24: the same, in restorers tuned on them."
     return table(b, k, {'restorer first': b.tuned(k), 'photos': b.tuned(k, targets=dict(by='none'))}, 'restorer first')
 
-@of('4 severe','8 severe')
-def table_25(b, k):
-    "Table 25: is it still the person? By ids64, and by the paper's own two measures where their weights are. The paper prints the mean of both kinds."
-    return table_15.__wrapped__(b, k)
-
 @of('4 mild','8 mild')
 def table_26(b, k):
     "Table 26: mild noise."
@@ -323,10 +318,10 @@ def table_27(b, repeats=5):
     seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
     for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
 
-TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': of('4 severe')(table_4.__wrapped__), '10': table_10, '11': table_11, '12': table_12,
-          '13': table_13, '15': table_15, '16': of('4 severe','8 severe')(table_15.__wrapped__), '19': table_19, '20': of('4 severe', own=True)(table_19.__wrapped__), '21': table_21,
-          '22': of('4 severe')(table_21.__wrapped__), '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
-TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7'}.items() for same in others.split()}
+TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
+          '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
+          '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '26': table_26, '27': table_27}
+TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7', '16': '25'}.items() for same in others.split()}
 
 # -- not the paper's: do the small sizes of this page stand in for larger ones, and how much is chance?
 @of('4 moderate')
