@@ -18,7 +18,7 @@ from gen2res.restore import NOTICE, OWN, RECIPES, Restorer, damaged_astronaut, r
 from gen2res.restorers import OnePass, RESTORER_PRESETS, adapt, load_restorer, save_restorer
 from gen2res.sample import generate
 from gen2res.schedule import suggest_K
-from gen2res.tune import PRESETS, load_person, save_person, tune
+from gen2res.tune import PRESETS, load_person, save_person, tune, tuning_for
 
 try: import spaces; on_gpu = spaces.GPU(duration=120)               # on a Space: borrow a GPU for so many seconds
 except ImportError: on_gpu = lambda f: f
@@ -141,7 +141,7 @@ def looked_at(files):
 def tuned(files, preset, request:gr.Request=None, progress=gr.Progress()):
     "The file of a prior tuned on an album."
     with work(request, progress) as watch:
-        album = personal_album(needed(files, 'Choose photos of the person'), prior().side); kw = PRESETS[preset]
+        album = personal_album(needed(files, 'Choose photos of the person'), prior().side); kw = tuning_for(prior(), preset)
         step = iter(range(1, kw['iters']+1))
         p = tune(prior(), album, **kw, callback=lambda *a: watch('tuning the prior', next(step), kw['iters']))
         return str(save_person(p, folder(request)/'person.safetensors'))
@@ -283,7 +283,7 @@ def album_tab():
     with gr.Row():
         with gr.Column(scale=2):
             files = gr.File(file_count='multiple', file_types=['image'], label='Photos of the person'); said = gr.Markdown(); album = sheet_of('Album')
-            preset = gr.Dropdown(list(PRESETS), value='fast', label='Tuning', info='The other two are the paper\'s, for a GPU')
+            preset = gr.Dropdown(list(PRESETS), value='all-levels', label='Tuning', info='fast: for K up to 400 (at 256 pixels); generative and personal are the paper\'s, for a GPU')
             learn,no = buttons('Tune'); person = download('The tuned prior')
         with gr.Column(scale=3):
             photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')

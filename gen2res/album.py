@@ -25,7 +25,7 @@ from .schedule import equivalent_K
 
 # %% ../nbs/08_album.ipynb #e39d7ef5
 ALBUM_K,ALBUM_EVERY,PAPER_SIDE = 600,20,256 # Gen2Res Table S1
-FAST_ALBUM = dict(every=5, steps=86) # goes with the preset 'fast' of `tune`: at 64 pixels a quarter of the steps, guided as often (see claims)
+FAST_ALBUM = dict(n=8, every=5, steps=86) # goes with the preset 'fast' of `tune`: half an album, at 64 pixels in a quarter of the steps, guided as often (see claims)
 GUIDE_SCALES = {64: 1.} # by the prior's side, chosen by the table below; otherwise that of the published code
 PUBLISHED_SCALE = .3
 

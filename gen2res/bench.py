@@ -33,7 +33,7 @@ from .restore import Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
 from .schedule import Schedule
 from .train import diffusion_loss
-from .tune import PRESETS, Tuner, tune
+from .tune import PRESETS, Tuner, tune, tuning_for
 from .unet import FAMILIES, UNet
 
 # %% ../nbs/16_bench.ipynb #252096a6
@@ -105,9 +105,9 @@ def peak_memory(device, every:float=.02): # seconds between two looks at a CPU p
     try: yield lambda: (max(seen)-seen[0])/1e6
     finally: seen.append(rss().rss); over.set(); watch.join()
 
-PLANS = { # arguments of generative_album and of tune; steps of the walk
-    'paper': (dict(n=16, every=20), PRESETS['generative'], None),
-    'fast':  (dict(n=16, **FAST_ALBUM), PRESETS['fast'] | dict(amp=True), 50)}
+PLANS = { # arguments of generative_album; tuning, as `tuning_for` takes it; steps of the walk
+    'paper': (dict(n=16, every=20), 'generative', None),
+    'fast':  (FAST_ALBUM, 'fast', 50)}
 
 def _stages(prior, y, album, tuning, steps):
     "(name, prior, function) of the three stages, each handing on to the next."
@@ -120,7 +120,7 @@ def cost(prior, plan:str='fast', # of PLANS
          share:float=1., # of the album's pictures and of the iterations that are really done
          y=None): # 1 x 3 x S x S
     "Rows: seconds, MB, passes, and seconds over those of as many passes of the bare network, of each stage of a plan."
-    album,tuning,steps = PLANS[plan]; cut = lambda k: max(1, round(share*k))
+    album,tuning,steps = PLANS[plan]; tuning,cut = dict(amp=plan!='paper') | tuning_for(prior, tuning),lambda k: max(1, round(share*k))
     y = astronaut(prior.side).to(prior.device) if y is None else y
     at_once = 4 if prior.device.type=='cpu' else album['n']                    # as generative_album does; fewer would need less memory
     small = album | dict(n=max(at_once, cut(album['n']))),tuning | dict(iters=cut(tuning['iters'])),steps
@@ -224,7 +224,7 @@ def plan_seconds(r, which:int, prior, album, tuning, steps) -> float: # r: of `r
     "Album, tuning and walk, reckoned from rates."
     walk = len(prior.schedule.timesteps(album_K(prior), album.get('steps'))); guided = walk//album['every']
     drawn = album['n']*((walk-guided)*r['step'][which] + guided*r['guided'][which])
-    return drawn + tuning['iters']*r['training'][which] + (steps or paper_K(prior))*r['alone'][which]
+    return drawn + tuning_for(prior, tuning)['iters']*r['training'][which] + (steps or paper_K(prior))*r['alone'][which]
 
 def nearness(prior, steps:int=4) -> float:
     "dB between a walk written down plainly and ours, with the same noise."

@@ -9,7 +9,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale',
            'identity_jobs', 'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
            'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'plans',
-           'plan_passes', 'our_plans', 'claim_plans', 'claim_fast']
+           'plan_passes', 'our_plans', 'claim_plans', 'claim_fast_own', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -310,10 +310,16 @@ def claim_plans(b, people=range(40, 48)):
     "Rows: all of these, compared with this page's."
     yield from _planned(b, our_plans(b), 'fast', people)
 
+def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
+    "Rows: the person's own album, learned as on this page and as one of these plans does."
+    cheap = our_plans(b)[chosen]['tuning']
+    both = lambda own: {OWN: own, f'{OWN}, fast': own | dict(tuning=cheap)}
+    yield from _measured(b, [both(person_jobs(w, damage, OWN_KS)[OWN]) for w in people], OWN_KS, OWN)
+
 def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below', '8, below, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}

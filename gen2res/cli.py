@@ -104,14 +104,14 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
             K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px, where from 150 on most is invented). `gen2res explore` shows them all.")]=None,
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. A number, ddimN, or numbers for each section, e.g. 10,15,20.')]=None,
-            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures (the paper: 16) from each photo first, and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
+            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures from each photo first (the paper: 16; 8 are as good), and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default), generative or personal (the last two are the paper\'s, long).')]=None,
+            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default: only the noise that K visits), all-levels, generative or personal (the last two are the paper\'s, long).')]=None,
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
             square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
@@ -340,7 +340,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 @app.command()
 def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of photos of one person, or of a generative album.')],
          out: Annotated[Path, typer.Option('--out', '-o', help='The file to write, for `restore --person`.')]=Path('person.safetensors'),
-         preset: Annotated[str, typer.Option(help='fast; generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='fast',
+         preset: Annotated[str, typer.Option(help='all-levels, for any K; fast, for K up to 400 at 256 px (147 at 64 px); generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='all-levels',
          iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
          lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
          lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only, at ten times the rate: a small file, for this prior alone, and less of the person. Needs the extra [lora].')]=None,
@@ -356,7 +356,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     import shutil
     from gen2res.album import personal_album
     from gen2res.images import save_image
-    from gen2res.tune import PRESETS, dream_sheet, dreams, save_person
+    from gen2res.tune import PRESETS, dream_sheet, dreams, save_person, tuning_for
     from gen2res.tune import tune as tune_prior
     if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
     for path in (out, sheet):
@@ -368,7 +368,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
     p = _prior(prior, device, bf16)
     if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning
-    kw = PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
+    kw = tuning_for(p, preset) | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
     with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if (state/'state.pt').exists() else ''):
         album = _warned(personal_album, folder, p.side, sys.stderr.isatty())
         her = tune_prior(p, album, folder=state, progress=sys.stderr.isatty(), **kw)

@@ -30,7 +30,7 @@ from .restore import ALBUMS, NOTICE, At, Restorer, paper_K, recipe_arguments, re
 from .sample import generate
 from .schedule import suggest_K
 from .train import album_hash
-from .tune import PRESETS, to_u8, tune
+from .tune import to_u8, tune, tuning_for
 
 # %% ../nbs/15_explore.ipynb #a9445efb
 def job_name(job:dict) -> str:
@@ -232,10 +232,10 @@ class Lab:
                  album=None, # N x 3 x S x S: the person's photos
                  restorer=None, # for pseudo targets; of load_restorer
                  steps:int=50, # of every walk
-                 tuning:dict|str='fast', album_steps:int=FAST_ALBUM['steps'],
+                 tuning:dict|str='all-levels', album_steps:int=FAST_ALBUM['steps'],
                  folder=None): # keep results here; None: in a temporary folder that is deleted in the end
         self.photo,self.prior,self.truth,self.album,self.restorer = photo,prior,truth,album,restorer
-        self.steps,self.album_steps,self.tuning = steps,album_steps,PRESETS[tuning] if isinstance(tuning, str) else tuning
+        self.steps,self.album_steps,self.tuning = steps,album_steps,tuning_for(prior, tuning)
         self.tmp = None if folder else TemporaryDirectory(prefix='gen2res_')
         self.folder,self.read,self.scores,self.turn = Path(folder or self.tmp.name),{},{},threading.RLock()
         self.ids = dict(photo=album_hash(to_u8(photo)), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})

@@ -27,7 +27,7 @@ from .prior import sha256_of
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .train import album_hash
-from .tune import PRESETS, to_u8, tune
+from .tune import PRESETS, to_u8, tune, tuning_for
 from .untuned import AlbumMean
 
 # %% ../nbs/10_restore.ipynb #93ab31ae
@@ -99,11 +99,11 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1
-def _album_plan(prior, tuning, every, steps):
-    "How an album's walks go: as given, else as goes with the tuning's preset."
-    K = album_K(prior)
-    if tuning=='fast' and steps is None: every,steps = FAST_ALBUM['every'] if every is None else every,min(K, FAST_ALBUM['steps'])
-    return dict(K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
+def _album_plan(prior, tuning, n, every, steps):
+    "How large an album is and how its walks go: as given, else as goes with the tuning's preset."
+    K,own = album_K(prior),FAST_ALBUM if tuning=='fast' else dict(n=16)
+    if tuning=='fast' and steps is None: every,steps = own['every'] if every is None else every,min(K, own['steps'])
+    return dict(n=n or own['n'], K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
 
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
@@ -111,7 +111,7 @@ class Restorer:
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|None=None, steps=None, # None: the recipe's K
                  album=None, # N x 3 x S x S: the person's photos, for 'personal' and 'closed-form'
-                 n:int=16, every:int|None=None, scale:float|None=None, album_steps=None, # of a generative album; None: what goes with `tuning`
+                 n:int|None=None, every:int|None=None, scale:float|None=None, album_steps=None, # of a generative album; None: what goes with `tuning`
                  tuning:dict|str='fast', # the name of a preset, or arguments of `tune`
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
@@ -121,12 +121,12 @@ class Restorer:
         recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
-        if isinstance(tuning, str) and tuning not in PRESETS: raise ValueError(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
-        self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | (PRESETS[tuning] if isinstance(tuning, str) else tuning)
-        self.made = dict(n=n, scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, tuning, every, album_steps)) if recipe=='generative' else None
+        self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, tuning, recipe_K(recipe, prior) if K is None else K)
+        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, tuning, n, every, album_steps)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
-        prior.schedule.timesteps(self.settings()['K'], steps)                              # complains now, not after an hour of tuning
+        prior.schedule.timesteps(K := self.settings()['K'], steps)                         # complains now, not after an hour of tuning
+        if K>(known := prior.card.get('tuned', {}).get('below') or K): warnings.warn(f'{prior.name}: was tuned for K up to {known}, and from {K} it may be worse than untuned')
 
     def _unfinished(self, pictures, what):
         "Where the work on these pictures is kept: a folder named by all that determines it."

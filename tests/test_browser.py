@@ -18,7 +18,7 @@ WAIT = 120_000 # ms: a busy machine is slow, and nothing here is a race
 def url():
     "The page on a port of its own; tuning takes three iterations."
     with pytest.MonkeyPatch.context() as m:
-        m.setitem(app.PRESETS, 'fast', dict(iters=3, batch=2, lr=1e-4))
+        m.setitem(app.PRESETS, 'all-levels', dict(iters=3, batch=2, lr=1e-4))
         _,url,_ = app.launch(prevent_thread_lock=True, server_name='127.0.0.1', quiet=True)
         yield url
         gr.close_all()

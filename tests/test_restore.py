@@ -1,5 +1,5 @@
 "Recipes, restorers with albums, several samples, and records that are enough to make a picture again."
-import json
+import json, warnings
 import pytest, torch
 from gen2res.untuned import AlbumMean
 from PIL import Image
@@ -9,6 +9,7 @@ from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut
                              restore_example, restore_file, restorer_of, spread, spread_map)
 from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
+from gen2res.tune import tune
 
 y = resize(damaged_astronaut()[0], 16)
 QUICK = dict(iters=3, batch=2, lr=1e-3)
@@ -76,9 +77,17 @@ def test_samples(tiny):
 def test_the_fast_preset_is_of_the_album_too(tiny, faces64):
     made = lambda prior, **kw: Restorer(prior, 'generative', **kw).made
     assert made(faces64)['steps']==86 and made(faces64)['every']==5 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20 and made(faces64, tuning='generative', album_steps=40)['every']==2
+    assert (made(faces64)['n'], made(faces64, tuning='generative')['n'], made(faces64, n=3)['n'])==(8, 16, 3)
     assert made(faces64, every=0)['every']==0 and made(faces64, album_steps=40)['steps']==40 and made(tiny)['steps']<=made(tiny)['K']
     r = Restorer(faces64, 'generative'); about = json.loads(record(r.settings())['gen2res'])
     assert restorer_of(about, faces64).settings()==r.settings()                  # by name or spelled out, the same
+
+def test_fast_learns_the_noise_that_is_visited(tiny, faces64):
+    tuned = lambda **kw: Restorer(faces64, 'personal', album=y, **kw).tuning
+    assert tuned()['below']==147 and tuned(K=147)['below']==147 and 'below' not in tuned(K=148)
+    her = tune(tiny, y, **QUICK, below=30)
+    with warnings.catch_warnings(): warnings.simplefilter('error'); Restorer(her, K=30)
+    with pytest.warns(UserWarning, match='was tuned for K up to 30, and from 31'): Restorer(her, K=31)
 
 def test_most_faithful(): assert most_faithful(torch.cat([-y, y.flip(-1), .9*y]), y)==2
 
@@ -105,7 +114,6 @@ def test_record_of_another_prior(tiny, faces64):
     with pytest.raises(ValueError, match='made with tiny, weights .*; this is faces64'): restorer_of(json.loads(record(Restorer(tiny).settings())['gen2res']), faces64)
 
 def test_the_record_of_a_person(tiny):
-    from gen2res.tune import tune
     her = tune(tiny, y, **QUICK); about = Restorer(her, K=20).settings()
     assert about['person']['iterations']==QUICK['iters'] and 'loss' not in about['person'] and 'person' not in Restorer(tiny, K=20).settings()
     with pytest.raises(ValueError, match='tuned on a person'): restorer_of(json.loads(record(about)['gen2res']), tiny)
