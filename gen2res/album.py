@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ALBUM_K', 'ALBUM_EVERY', 'PAPER_SIDE', 'FAST_ALBUM', 'GUIDE_SCALES', 'PUBLISHED_SCALE', 'MARK', 'Member', 'SAME',
-           'FEW', 'UNLIKE', 'album_K', 'guide_scale', 'guide_every', 'as_saved', 'generative_album', 'album_record',
-           'keep_only', 'in_batches', 'read_album', 'strangers', 'album_worries', 'personal_album', 'album_sheet']
+           'FEW', 'UNLIKE', 'album_K', 'guide_scale', 'guide_every', 'together', 'as_saved', 'generative_album',
+           'album_record', 'keep_only', 'in_batches', 'read_album', 'strangers', 'album_worries', 'personal_album',
+           'album_sheet']
 
 # %% ../nbs/08_album.ipynb #adf64484
 import hashlib, json, warnings
@@ -38,6 +39,10 @@ def guide_scale(prior) -> float: return GUIDE_SCALES.get(prior.side, PUBLISHED_S
 def guide_every(K:int, steps:int) -> int:
     "The paper's every 20th noise level, in steps of a walk that visits only so many of the K."
     return max(1, round(ALBUM_EVERY*steps/K))
+
+def together(prior, n:int) -> int:
+    "How many pictures walk together, of n. A processor's caches hold the activations of a few small ones, or of one large one."
+    return n if prior.device.type!='cpu' else min(n, 4 if prior.side<=128 else 1)
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it
 
@@ -75,7 +80,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
                      seeds=0, # one integer s (pictures get s, s+1, ...), or n of them
                      steps:int|None=None, # walk K in fewer steps
                      step=ddpm, norm:str='l2', last:int=0, # see Guide
-                     batch:int|None=None, # pictures at a time; halved when memory runs out. None: 4 on a CPU, else n
+                     batch:int|None=None, # pictures at a time; halved when memory runs out. None: see together
                      folder=None, # keep them here, and take from here what is already made
                      **kw # passed on to denoise: progress, callback
                     ) -> torch.Tensor: # n x 3 x S x S
@@ -94,7 +99,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     foreign = [path(s) for s in seeds if folder and is_foreign(path(s), MARK)]
     if foreign: raise ImageError(f'{foreign[0]}: is there already, and not a picture of an album; choose another folder')
     made = {s: im for s in seeds if folder and (im := _kept(path(s), keys[s])) is not None}
-    for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), [s for s in seeds if s not in made], batch or (4 if prior.device.type=='cpu' else n)):
+    for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), [s for s in seeds if s not in made], batch or together(prior, len(seeds))):
         for s,im in zip(some, pictures.split(1)):
             made[s] = im
             if folder: save_image(im, path(s), album_record(keys[s]), overwrite=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
-from .album import FAST_ALBUM, album_K, generative_album
+from .album import FAST_ALBUM, album_K, generative_album, together
 from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
@@ -122,8 +122,8 @@ def cost(prior, plan:str='fast', # of PLANS
     "Rows: seconds, MB, passes, and seconds over those of as many passes of the bare network, of each stage of a plan."
     album,tuning,steps = PLANS[plan]; tuning,cut = dict(amp=plan!='paper') | tuning_for(prior, tuning),lambda k: max(1, round(share*k))
     y = astronaut(prior.side).to(prior.device) if y is None else y
-    at_once = 4 if prior.device.type=='cpu' else album['n']                    # as generative_album does; fewer would need less memory
-    small = album | dict(n=max(at_once, cut(album['n']))),tuning | dict(iters=cut(tuning['iters'])),steps
+    n = max(together(prior, album['n']), cut(album['n']))                       # what generative_album does together; fewer would need less memory
+    small = album | dict(n=n),tuning | dict(iters=cut(tuning['iters'])),steps
     times = dict(album=album['n']/small[0]['n'], tuning=tuning['iters']/small[1]['iters'], sampling=1)
     pass_ = statistics.median(timed(lambda: bare(prior, y.expand(4, -1, -1, -1), [100])) for _ in range(5))/4
     for stage,used,do in _stages(prior, y, *small):
@@ -215,7 +215,7 @@ def _trainings(prior, y, batch:int):
 
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
-    y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or (4 if prior.device.type=='cpu' else 16)
+    y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or together(prior, 16)
     step = lambda n, guided: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds), (1, n))]
     with quick.walking(): drawn = dict(step=step(n, False), alone=step(1, False), guided=step(n, True))
     return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))

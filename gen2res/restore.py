@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 import gen2res
-from .album import FAST_ALBUM, PAPER_SIDE, album_K, generative_album, guide_every, guide_scale
+from .album import FAST_ALBUM, PAPER_SIDE, album_K, generative_album, guide_every, guide_scale, together
 from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
@@ -149,7 +149,7 @@ class Restorer:
         return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, callback=counted(self.watch, 'tuning the prior', self.tuning['iters']), **self.tuning)
 
     def _album(self, y):
-        m = self.made; walks = -(-m['n']//(4 if self.base.device.type=='cpu' else m['n']))     # batches, as generative_album makes them
+        m = self.made; walks = -(-m['n']//together(self.base, m['n']))                       # batches, as generative_album makes them
         watch = counted(self.watch, 'drawing the album', walks*len(self.base.schedule.timesteps(m['K'], m['steps'])))
         return generative_album(y, self.base, **m, seeds=self.seed, folder=self._unfinished(y, 'album'), progress=self.progress, callback=watch)
 
