@@ -2,7 +2,7 @@
 import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-import atexit, shutil, tempfile, threading, time, zipfile
+import atexit, hashlib, shutil, tempfile, threading, time, warnings, zipfile
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,14 +29,25 @@ prior = lru_cache(load_prior)
 
 # visitors
 
-def name(request): return getattr(request, 'session_hash', None) or 'local'
+def name(request):
+    "A visitor's, from what the browser says, which is anything: never a path."
+    return hashlib.sha256(str(getattr(request, 'session_hash', None)).encode()).hexdigest()[:16]
+
+def _temporary(kind):
+    "A folder that is gone when the server ends."
+    d = Path(tempfile.mkdtemp(prefix=f'gen2res_{kind}_')); atexit.register(shutil.rmtree, d, ignore_errors=True)
+    return d
+
+@lru_cache
+def visitors() -> Path: return _temporary('visitors')
 
 def folder(request:gr.Request) -> Path:
     "This visitor's own temporary folder."
-    return Path(tempfile.gettempdir())/f'gen2res_{name(request)}'
+    return visitors()/name(request)
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."
+    for event in RUNNING.get(name(request), []): event.left = True
     cancel(request); LABS.pop(name(request), None); shutil.rmtree(folder(request), ignore_errors=True)
 
 class Cancelled(Exception): "The visitor pressed Cancel."
@@ -62,6 +73,7 @@ def work(request, progress): # -> watch(stage, done, of) for the library's long 
     finally:
         events.remove(event)
         if not events: RUNNING.pop(name(request), None)
+        if hasattr(event, 'left'): shutil.rmtree(folder(request), ignore_errors=True)   # the page was closed while this wrote
 
 def plain(e):
     "An error's line, without the server's folders."
@@ -97,8 +109,17 @@ def suggested(photo, request:gr.Request=None, progress=gr.Progress()):
     return suggest_K(prior().schedule, x.cpu(), y)[0]
 
 def _box(text):
-    try: return tuple(map(float, text.split(','))) if text and len(text.split(','))==4 else None
+    if not (text or '').strip(): return None
+    try: x,y,w,h = map(float, text.split(','))
     except ValueError: raise gr.Error(f'A box is x,y,w,h in pixels, not {text!r}.', print_exception=False) from None
+    return x,y,w,h
+
+def _toasted(f, *args):
+    "f(*args), its warnings as toasts."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always', UserWarning); made = f(*args)
+    for w in said: gr.Warning(str(w.message))
+    return made
 
 @on_gpu
 def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Request=None, progress=gr.Progress()):
@@ -106,10 +127,10 @@ def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Req
     with work(request, progress) as watch:
         load_photo(needed(photo, 'Choose a photo'), PIXELS)
         base = load_person(person, prior(), prior().device) if person else prior()
-        r = Restorer(base, recipe, int(K), watch=watch)
-        which = ','.join(faces or []) or 'all'
-        out,sheet = restore_file(photo, r, folder(request)/'restored', force=True, which=which, box=_box(box), seed=int(seed), samples=int(samples))
-    return (preview(photo), preview(out)),preview(sheet),str(out)
+        r = _toasted(lambda: Restorer(base, recipe, int(K), watch=watch))
+        head = _box(box); which = 'all' if head else ','.join(needed(faces, 'Choose a face'))
+        out,sheet = restore_file(photo, r, folder(request)/'restored', force=True, which=which, box=head, seed=int(seed), samples=int(samples))
+        return (preview(photo), preview(out)),preview(sheet),str(out)
 
 def example(request:gr.Request=None):
     "The damaged astronaut, as a file."
@@ -120,8 +141,7 @@ DAMAGES = {'camera': ('camera:mild', dict(scale=2)), 'jpeg': ('jpeg', dict(q=10)
 @lru_cache
 def examples() -> list: # of files
     "The astronaut and people whom the prior made up, each damaged in another way; nobody's photos, so one folder for all visitors."
-    into = Path(tempfile.mkdtemp(prefix='gen2res_examples_')); atexit.register(shutil.rmtree, into, ignore_errors=True)
-    people = generate(prior(), 3, 30, seeds=50).cpu()
+    into,people = _temporary('examples'),generate(prior(), 3, 30, seeds=50).cpu()
     damaged = {'small': damaged_astronaut(64)[0]} | {name: degrade(x, r, seeds=0, **kw) for x,(name,(r,kw)) in zip(people.split(1), DAMAGES.items())}
     return [str(save_image(resize(x, 128).clamp(-1, 1), into/f'{name}.png')) for name,x in damaged.items()]
 
@@ -148,7 +168,8 @@ def tuned(files, preset, request:gr.Request=None, progress=gr.Progress()):
 
 def run_person(photo, K, person, request:gr.Request=None, progress=gr.Progress()):
     "((before, after), file): the largest face by the tuned prior."
-    result,_,file = run(photo, ['largest'], '', 'plain', K, 1, 0, needed(person, 'Tune the prior'), request, progress)
+    with work(request, progress): seen = find_faces(load_photo(needed(photo, 'Choose a photo'), PIXELS))
+    result,_,file = run(photo, ['largest' if seen else 'centre'], '', 'plain', K, 1, 0, needed(person, 'Tune the prior'), request, progress)
     return result,file
 
 # a restorer
@@ -185,7 +206,7 @@ def one_pass(photo, file, request:gr.Request=None):
     with work(request, None):
         r = OnePass(load_restorer(needed(file, 'Adapt a restorer'), prior().device), prior().side)
         out,_ = restore_file(needed(photo, 'Choose a photo'), r, folder(request)/'one_pass', force=True)
-    return (preview(photo), preview(out)),str(out)
+        return (preview(photo), preview(out)),str(out)
 
 # explore
 

@@ -41,7 +41,7 @@ def guide_every(K:int, steps:int) -> int:
     return max(1, round(ALBUM_EVERY*steps/K))
 
 def together(prior, n:int) -> int:
-    "How many pictures walk together, of n. A processor's caches hold the activations of a few small ones, or of one large one."
+    "How many pictures walk together, of n. A processor has the activations of a few small ones at hand, or of one large one."
     return n if prior.device.type!='cpu' else min(n, 4 if prior.side<=128 else 1)
 
 def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # rounded to 8 bits, as a file holds it

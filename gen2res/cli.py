@@ -103,7 +103,7 @@ def _box(text):
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
             K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px, where from 150 on most is invented). `gen2res explore` shows them all.")]=None,
-            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. A number, ddimN, or numbers for each section, e.g. 10,15,20.')]=None,
+            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. A number, or numbers for each section of the walk, e.g. 5,10,15: the lowest noise first.')]=None,
             generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures from each photo first (the paper: 16; 8 are as good), and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
@@ -111,7 +111,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default: only the noise that K visits), all-levels, generative or personal (the last two are the paper\'s, long).')]=None,
+            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default; it learns the noise of K up to 400 at 256 px, above that it is all-levels), all-levels, generative or personal (the last two are the paper\'s, long).')]=None,
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
             square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
@@ -131,6 +131,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     from gen2res.tune import PRESETS
     kw,progress,unfinished = dict(seed=seed, samples=samples, out=out, force=force, report=_say),sys.stderr.isatty(),out/'.gen2res-unfinished'
     faces = dict(square=square, which=face or ('largest' if album or person else 'all'), box=_box(box), detector=detector)
+    if square and (box or face or detector!='cascade'): stop('--square takes the best face: no --box, --face or --detector')
     if tuning and tuning not in PRESETS: stop(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
     if tuning and (generative is None and album is None or recipe=='closed-form'): stop('--tuning is for --generative and --album, where something is tuned')
     if not restorer and (fidelity is not None or side is not None): stop('--fidelity and --side are for --restorer')
@@ -138,9 +139,10 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device, bf16)
     with one_line():
-        r = _one_pass(restorer, side, fidelity, device) if restorer else _restorer(p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning or 'fast', progress=progress, seed=seed % 2**31, folder=unfinished)
+        r = _one_pass(restorer, side, fidelity, device) if restorer else _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning or 'fast', progress=progress, seed=seed % 2**31, folder=unfinished))
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
+    if unfinished.exists(): typer.echo(f'note: {unfinished} holds albums of faces from other calls, not finished; remove it if you will not go on with them', err=True)
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #fa1dc7ee
@@ -150,6 +152,7 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Where to write the picture; without it the two are only compared.')]=None,
           album: Annotated[Optional[Path], typer.Option(help='The folder of photos, if there was one.')]=None,
           person: Annotated[Optional[Path], typer.Option(help='The file of `gen2res tune`, if there was one.')]=None,
+          restorer: Annotated[Optional[str], typer.Option(help='The file of the restorer, if there was one and it did not come along.')]=None,
           prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Make a result again from its record, and compare.
 
@@ -163,9 +166,10 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
     from gen2res.images import save_image
     from gen2res.restore import again as again_, read_record
     with one_line():
-        about = read_record(result); p = _prior(prior, device, about.get('bf16', False))
+        about = read_record(result); once = about['recipe']=='one pass'
+        p = _one_pass(restorer or about['restorer'], about.get('side'), about['fidelity'], device) if once else _prior(prior, device, about.get('bf16', False))
         if person: p = _person(person, p)
-        made = again_(about, photo, p, None if album is None else _warned(personal_album, album, p.side, sys.stderr.isatty()))
+        made = _warned(lambda: again_(about, photo, p, None if album is None else personal_album(album, p.side, sys.stderr.isatty())))
         with Image.open(result) as im: far = np.abs(np.asarray(made, int)-np.asarray(im, int)).max()
         if out: _say(save_image(made, out, overwrite=force))
     _say(f'{result}: the same, pixel by pixel' if far==0 else f'{result}: differs by up to {far} of 255 levels')
@@ -325,11 +329,11 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     Example: gen2res album old.jpg -o albums --n 16
     """
     from gen2res.album import album_sheet, generative_album, keep_only
-    from gen2res.images import each_file, save_image
+    from gen2res.images import ImageError, each_file, save_image
     from gen2res.restore import read_face
     p,taken = _prior(prior, device, bf16),set()
     def one(path):
-        if path.stem in taken: raise ValueError(f'{path.stem}: another photo of this call has the same name without its suffix; give it another --out')
+        if path.stem in taken: raise ImageError(f'{path.stem}: another photo of this call has the same name without its suffix; give it another --out')
         taken.add(path.stem)
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         keep_only(out/path.stem, range(seed, seed+n))
@@ -361,6 +365,7 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
     for path in (out, sheet):
         if path and path.exists() and not force: stop(f'{path}: exists already; --force replaces it')
+    if sheet and 'below' in PRESETS[preset]: stop(f'--sheet draws faces from pure noise, which {preset} does not learn; take --preset all-levels, or leave it out')
     if sheet and sheet.suffix.lower()!='.png': stop(f'{sheet}: the picture must end in .png')
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
@@ -497,14 +502,16 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
     import shutil
     from gen2res.explore import Lab, explore_K
     from gen2res.restore import damaged_astronaut, read_face
+    from gen2res.train import album_hash
+    from gen2res.tune import to_u8
     p,example = _prior(prior, device),photo=='astronaut' and not Path('astronaut').exists()
     stem = out/f'{Path(photo).stem}_K'
     if Path(f'{stem}.csv').exists() and not force: stop(f'{stem}.csv: exists already; --force replaces it')
     with one_line():
         y,truth = damaged_astronaut(p.side) if example else (read_face(photo, p.side)[0], None)
-        lab = Lab(y, p, truth, steps=steps, folder=out/'.gen2res-unfinished')
+        lab = Lab(y, p, truth, steps=steps, folder=out/f'.gen2res-unfinished-{album_hash(to_u8(y))}') # of this photo alone
         _say(*explore_K(lab, stem, recipe, seeds, sys.stderr.isatty()))
-        shutil.rmtree(lab.folder)                                       # faces are personal data
+        shutil.rmtree(lab.folder, ignore_errors=True)                   # faces are personal data
 
 # %% ../nbs/18_cli.ipynb #a2c705b0
 @app.command()
@@ -579,7 +586,7 @@ def _shaped(family, device):
     return made_up(family).to(device or best_device())
 
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. memory: what an iteration of tuning needs. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-guidance, claim-scale, claim-identity, claim-sizes, claim-damages, claim-old, claim-cats, claim-preset, claim-untuned: the first paper\'s claims. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, and with that file they go on elsewhere, too.')]='loop',
+def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. memory: what an iteration of tuning needs. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. claim-K, claim-detail, claim-guidance, claim-scale, claim-identity, claim-sizes, claim-damages, claim-old, claim-cats, claim-untuned: the first paper\'s claims. claim-preset, claim-plans, claim-fast, claim-fast-own: what less work than the paper\'s costs. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, and with that file they go on elsewhere, too.')]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, memory and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot; for loop, plans and memory: what they print.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,

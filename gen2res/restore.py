@@ -99,11 +99,11 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1
-def _album_plan(prior, tuning, n, every, steps):
+def _album_plan(prior, tuning, known, n, every, steps): # tuning: as asked for; known: the arguments that it stands for
     "How large an album is and how its walks go: as given, else as goes with the tuning's preset."
-    K,own = album_K(prior),FAST_ALBUM if tuning=='fast' else dict(n=16)
-    if tuning=='fast' and steps is None: every,steps = own['every'] if every is None else every,min(K, own['steps'])
-    return dict(n=n or own['n'], K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
+    K,ours = album_K(prior),tuning in ('fast', 'all-levels')
+    if ours and steps is None: every,steps = FAST_ALBUM['every'] if every is None else every,min(K, FAST_ALBUM['steps'])
+    return dict(n=n or (FAST_ALBUM['n'] if ours and 'below' in known else 16), K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
 
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
@@ -122,7 +122,7 @@ class Restorer:
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
         self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, tuning, recipe_K(recipe, prior) if K is None else K)
-        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, tuning, n, every, album_steps)) if recipe=='generative' else None
+        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, tuning, self.tuning, n, every, album_steps)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
         prior.schedule.timesteps(K := self.settings()['K'], steps)                         # complains now, not after an hour of tuning
@@ -242,8 +242,16 @@ def again(record, photo, prior, album=None) -> Image.Image: # record: of read_re
     y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]
     return to_pil(r(y, *seeds)[record['kept']])
 
+def _same_pass(record, one_pass):
+    "Is it the restorer that a record of one pass speaks of?"
+    about = one_pass.settings() if hasattr(one_pass, 'settings') else {}
+    other = [k for k in ('weights', 'fidelity') if about.get(k)!=record[k]]
+    if other: raise ValueError(f'made in one pass by {record["restorer"]}, {other[0]} {record[other[0]]}; this is {about.get("restorer", "a prior")}, {about.get(other[0], "which takes many")}')
+    return one_pass
+
 def restorer_of(record, prior, album=None) -> Restorer:
-    "The restorer that a record speaks of. Raises ValueError if the prior is another."
+    "The restorer that a record speaks of. Raises ValueError if the prior (for one pass: the OnePass) is another."
+    if record['recipe']=='one pass': return _same_pass(record, prior)
     if record['weights']!=prior.fingerprint(): raise ValueError(f'made with {record["prior"]}{" tuned on a person" if "person" in record else ""}, weights {record["weights"]}; this is {prior.name}, weights {prior.fingerprint()}')
     if record.get('bf16', False)!=prior.bf16: raise ValueError(f'made with bf16 = {record.get("bf16", False)}; set it on the prior')
     if record['recipe'] in OWN and (album is None or album_hash(to_u8(album))!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
@@ -335,7 +343,7 @@ def restore_file(path, restorer, out='restored', force:bool=False,
     "Restore one photo, in place or as a square; returns the paths of result and sheet. Raises ImageError."
     photo = load_photo(path); _large_enough(path, photo.size)
     to = dict(name=Path(path).stem, out=out, force=force, file=digest(path), **kw)
-    if square or max(photo.size)<=restorer.side:
+    if square or max(photo.size)<=restorer.side and not box and which in ('all','largest','centre'):
         y,how = read_face(path, restorer.side)
         if how!='face' and how!='aligned' and which!='centre': warnings.warn(f'{path}: no face found; all of it is restored as one')
         return restore_square(y, restorer, how=how, **to)

@@ -161,7 +161,7 @@ class OnePass:
     "A restorer where the commands and the sheet expect a `Restorer`: no prior, no walk."
     title = 'restored in one pass'
     def __init__(self, restorer, side:int|None=None): self.restorer,self.side = restorer,side or restorer.side
-    def settings(self): return dict(recipe='one pass', restorer=self.restorer.name, weights=weights_hash(self.restorer.model), fidelity=self.restorer.fidelity)
+    def settings(self): return dict(recipe='one pass', restorer=self.restorer.name, side=self.side, weights=weights_hash(self.restorer.model), fidelity=self.restorer.fidelity)
     def __call__(self, y, seeds=0, samples=1, **kw): return self.restorer(y)
     def forget_photo(self): "Nothing is kept."
 

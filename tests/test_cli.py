@@ -137,7 +137,7 @@ def damaged_face():
     return damaged_astronaut()[0]
 
 @pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), 'no such file'), (('--recipe', 'personal'), 'say --album DIR'), (('--album', 'nowhere'), 'nowhere'),
-                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album')])
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
@@ -184,7 +184,9 @@ def test_a_kill_between_two_photos_leaves_nothing_in_the_end(tmp_path, monkeypat
         m.setattr(tune.Tuner, 'run', killed); restore()
     assert unfinished.exists() and not (tmp_path/'o'/'1_restored.png').exists()
     code,out,err = restore()
-    assert code==2 and '0_restored.png: exists already' in err and (tmp_path/'o'/'1_restored.png').exists() and not unfinished.exists()
+    assert code==2 and '0_restored.png: exists already' in err and (tmp_path/'o'/'1_restored.png').exists() and not unfinished.exists() and 'not finished' not in err
+    (unfinished/'other').mkdir(parents=True); err = run('restore', tmp_path/'0.png', '-o', tmp_path/'o', '--steps', 2, '--force')[2]
+    assert f'{unfinished} holds albums of faces from other calls' in err
 
 def test_made_again(tmp_path):
     save_image(astronaut(64), tmp_path/'her.png'); save_image(astronaut(64).flip(-1), tmp_path/'other.png')
@@ -193,6 +195,9 @@ def test_made_again(tmp_path):
     assert code==0 and 'the same' in out and (to_array(load_image(tmp_path/'b.png'))==to_array(load_image(made))).all(), err
     code,out,err = run('again', made, tmp_path/'other.png', '--device', 'cpu'); assert code==2 and 'is not the file her that was restored' in err
     code,out,err = run('again', tmp_path/'her.png', tmp_path/'her.png'); assert code==2 and 'no record' in err
+    run('restore', tmp_path/'her.png', '-o', tmp_path/'once', '--restorer', 'swinir64', '--device', 'cpu'); once = tmp_path/'once'/'her_restored.png'
+    assert run('again', once, tmp_path/'her.png', '--device', 'cpu')[0]==0                                 # made in one pass
+    code,out,err = run('again', once, tmp_path/'her.png', '--restorer', 'identity', '--device', 'cpu'); assert code==2 and 'made in one pass by swinir64' in err and len(err.strip().split('\n'))==1
     assert "compositeWithTrainedAlgorithmicMedia" in Image.open(made).text["XML:com.adobe.xmp"]
 
 # -- restorers ----------------------------------------------------------------

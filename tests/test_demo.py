@@ -14,10 +14,10 @@ class Visitor(SimpleNamespace):
 
 @pytest.fixture
 def me(request):
-    v = Visitor(request.node.name); yield v; app.forget(v); assert not app.folder(v).exists() and not {v.session_hash} & {*app.LABS, *app.RUNNING}
+    v = Visitor(request.node.name); yield v; app.forget(v); assert not app.folder(v).exists() and not {app.name(v)} & {*app.LABS, *app.RUNNING}
 
 def restored(photo, me, K=8, **kw):
-    a = dict(faces=[], box='', recipe='plain', K=K, samples=1, seed=5) | kw
+    a = dict(faces=['0'], box='', recipe='plain', K=K, samples=1, seed=5) | kw
     return app.run(photo, *a.values(), request=me, progress=None)
 
 def test_same_file_as_the_command_line(faces64, me, tmp_path):
@@ -34,9 +34,21 @@ def test_faces_are_found_and_chosen(me, tmp_path):
     photo = str(save_image(resize(app.damaged_astronaut(512)[1], 300), tmp_path/'a.png'))
     seen,boxes = app.found(photo, me); assert len(boxes.choices)==1 and boxes.value==['0'] and seen.size==(300, 300)
     none = str(save_image(torch.zeros(1,3,90,200), tmp_path/'none.png')); assert app.found(none, me)[1].value==['centre'] and app.found(None, me)[0] is None
-    with pytest.raises(gr.Error, match='no face found'): restored(none, me)
+    with pytest.raises(gr.Error, match='no face found'): restored(none, me, faces=['0'])
     assert restored(none, me, faces=['centre'])[2] and restored(none, me, box='20,10,50,50')[2]
-    with pytest.raises(gr.Error, match='x,y,w,h'): restored(none, me, box='a,b,c,d')
+    for box in ('a,b,c,d', '10 20 30 40', '10,20,30'):
+        with pytest.raises(gr.Error, match='x,y,w,h'): restored(none, me, box=box)
+    with pytest.raises(gr.Error, match='Choose a face'): restored(none, me, faces=[])
+
+def test_a_visitor_s_name_is_no_path(tmp_path):
+    (tmp_path/'mine').mkdir(); app.forget(v := SimpleNamespace(session_hash=f'x/../../../..{tmp_path}/mine'))
+    assert (tmp_path/'mine').exists() and app.folder(v).parent==app.visitors() and app.folder(v)!=app.folder(Visitor('other'))
+
+def test_a_page_closed_while_a_result_is_written(me):
+    with app.work(me, None):
+        app.forget(me); app.example(me)
+        assert app.folder(me).exists()
+    assert not app.folder(me).exists()
 
 def test_suggested_K_is_one_of_the_schedule(me): assert 0<=app.suggested(app.example(me), me, None)<=1000
 
@@ -60,9 +72,9 @@ def test_cancel_stops_within_a_step(me):
         try: restored(photo, me, K=1000)
         except gr.Error as e: ended.append(str(e))
     t = threading.Thread(target=go); t.start()
-    while me.session_hash not in app.RUNNING: time.sleep(.01)
+    while app.name(me) not in app.RUNNING: time.sleep(.01)
     time.sleep(1.5); start = time.monotonic(); app.cancel(me); t.join(30)
-    assert time.monotonic()-start<10 and 'Cancelled' in ended[0] and me.session_hash not in app.RUNNING
+    assert time.monotonic()-start<10 and 'Cancelled' in ended[0] and app.name(me) not in app.RUNNING
     app.cancel(me)                                                        # nothing to stop
 
 def test_one_visitor_does_not_stop_another(me):
@@ -76,7 +88,7 @@ def test_what_ends_first_does_not_hide_the_other(me):
         with app.work(me, None) as short: short('x', 1, 2)
         app.cancel(me)
         with pytest.raises(app.Cancelled): long('x', 1, 2)
-    assert me.session_hash not in app.RUNNING
+    assert app.name(me) not in app.RUNNING
 
 def test_an_album_is_looked_at_tuned_and_used(me, tmp_path, monkeypatch):
     monkeypatch.setitem(app.PRESETS, 'fast', dict(iters=3, batch=2, lr=1e-4))
@@ -106,7 +118,7 @@ def test_explore_draws_what_was_tried(me, monkeypatch):
     figure = e.tried(photo, Ks[1], 0, me, None)
     again = e.drawn(photo, Ks[0], 0, me); assert figure.size==again.size and to_bytes(figure)!=to_bytes(again)
     assert e.drawn(photo, Ks[4], 0, me) is None and set(all_)=={'noise: K','guidance','album size','pseudo targets'}
-    assert app.LABS[me.session_hash].Ks==Ks                                # the curve's points are the knob's
+    assert app.LABS[app.name(me)].Ks==Ks                                # the curve's points are the knob's
 
 def test_every_event_knows_its_visitor():
     "What may keep something must be told by whom it is asked, or visitors would share it."

@@ -6,7 +6,7 @@ from PIL import Image
 from gen2res.constraints import Guide, LowFreq, PartialGuide
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_tensor, to_unit_rgb
 from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
-                             restore_example, restore_file, restorer_of, spread, spread_map)
+                             restore_example, restore_file, restore_files, restorer_of, spread, spread_map)
 from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
 from gen2res.tune import tune
@@ -121,6 +121,12 @@ def test_the_record_of_a_person(tiny):
 def test_several_samples_of_one_photo_only(tiny):
     with pytest.raises(ValueError, match='of one photo'): Restorer(tiny, K=4)(torch.cat([y, y]), samples=2)
     with pytest.raises(ValueError, match="no tuning 'slow'; there are"): Restorer(tiny, 'generative', tuning='slow')
+
+def test_a_picture_too_large_to_open_costs_one_line(tmp_path, tiny, monkeypatch):
+    for name in ('a', 'b'): save_image(resize(astronaut(64), 1500 if name=='a' else 64), tmp_path/f'{name}.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1_000_000); said = []                      # Pillow refuses twice as many
+    failed = restore_files([tmp_path], Restorer(tiny, K=4), tmp_path/'o', report=lambda *l, **kw: said.extend(l))
+    assert len(failed)==1 and 'a.png' in str(failed[0]) and (tmp_path/'o'/'b_restored.png').exists()
 
 def test_no_record(tmp_path):
     save_image(astronaut(64), tmp_path/'x.png')
