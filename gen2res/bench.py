@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
-from .album import FAST_ALBUM, album_K, generative_album, together
+from .album import ALBUM_PLANS, album_K, generative_album, together
 from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
@@ -107,7 +107,7 @@ def peak_memory(device, every:float=.02): # seconds between two looks at a CPU p
 
 PLANS = { # arguments of generative_album; tuning, as `tuning_for` takes it; steps of the walk
     'paper': (dict(n=16, every=20), 'generative', None),
-    'fast':  (FAST_ALBUM, 'fast', 50)}
+    'fast':  (ALBUM_PLANS['fast'], 'fast', 50)}
 
 def _stages(prior, y, album, tuning, steps):
     "(name, prior, function) of the three stages, each handing on to the next."

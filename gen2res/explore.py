@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np, torch
 from IPython.display import HTML
 from tqdm.auto import tqdm
-from .album import FAST_ALBUM, album_K, generative_album, guide_scale
+from .album import ALBUM_PLANS, album_K, generative_album, guide_scale
 from .filters import lowpass
 from .images import atomic, choice, explorer, grid, save_image, seeded, to_array, to_pil
 from .metrics import METRICS, interval, metric, radial_spectrum
@@ -232,7 +232,7 @@ class Lab:
                  album=None, # N x 3 x S x S: the person's photos
                  restorer=None, # for pseudo targets; of load_restorer
                  steps:int=50, # of every walk
-                 tuning:dict|str='all-levels', album_steps:int=FAST_ALBUM['steps'],
+                 tuning:dict|str='all-levels', album_steps:int=ALBUM_PLANS['all-levels']['steps'],
                  folder=None): # keep results here; None: in a temporary folder that is deleted in the end
         self.photo,self.prior,self.truth,self.album,self.restorer = photo,prior,truth,album,restorer
         self.steps,self.album_steps,self.tuning = steps,album_steps,tuning_for(prior, tuning)

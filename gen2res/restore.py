@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 import gen2res
-from .album import FAST_ALBUM, PAPER_SIDE, album_K, generative_album, guide_every, guide_scale, together
+from .album import ALBUM_PLANS, PAPER_SIDE, album_K, generative_album, guide_every, guide_scale, together
 from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
@@ -27,7 +27,7 @@ from .prior import sha256_of
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .train import album_hash
-from .tune import PRESETS, to_u8, tune, tuning_for
+from .tune import PRESETS, preset_for, to_u8, tune, tuning_for
 from .untuned import AlbumMean
 
 # %% ../nbs/10_restore.ipynb #93ab31ae
@@ -99,11 +99,11 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1
-def _album_plan(prior, tuning, known, n, every, steps): # tuning: as asked for; known: the arguments that it stands for
+def _album_plan(prior, preset, n, every, steps): # preset: its name, or None
     "How large an album is and how its walks go: as given, else as goes with the tuning's preset."
-    K,ours = album_K(prior),tuning in ('fast', 'all-levels')
-    if ours and steps is None: every,steps = FAST_ALBUM['every'] if every is None else every,min(K, FAST_ALBUM['steps'])
-    return dict(n=n or (FAST_ALBUM['n'] if ours and 'below' in known else 16), K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
+    K,own = album_K(prior),ALBUM_PLANS.get(preset, dict(n=16))
+    if preset in ALBUM_PLANS and steps is None: every,steps = own['every'] if every is None else every,min(K, own['steps'])
+    return dict(n=n or own['n'], K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
 
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
@@ -121,8 +121,9 @@ class Restorer:
         recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
-        self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, tuning, recipe_K(recipe, prior) if K is None else K)
-        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, tuning, self.tuning, n, every, album_steps)) if recipe=='generative' else None
+        preset = preset_for(prior, tuning, recipe_K(recipe, prior) if K is None else K) if isinstance(tuning, str) else None
+        self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, preset or tuning)
+        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
         prior.schedule.timesteps(K := self.settings()['K'], steps)                         # complains now, not after an hour of tuning

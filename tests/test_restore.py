@@ -76,7 +76,7 @@ def test_samples(tiny):
 
 def test_the_fast_preset_is_of_the_album_too(tiny, faces64):
     made = lambda prior, **kw: Restorer(prior, 'generative', **kw).made
-    assert made(faces64)['steps']==86 and made(faces64)['every']==5 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20 and made(faces64, tuning='generative', album_steps=40)['every']==2
+    assert made(faces64)['steps']==43 and made(faces64)['every']==2 and made(faces64, tuning='all-levels')==made(faces64, K=148) and made(faces64, K=148)['steps']==86 and made(faces64, tuning='generative')['steps'] is None and made(faces64, tuning='generative')['every']==20 and made(faces64, tuning='generative', album_steps=40)['every']==2
     assert (made(faces64)['n'], made(faces64, tuning='generative')['n'], made(faces64, n=3)['n'])==(8, 16, 3)
     assert made(faces64, every=0)['every']==0 and made(faces64, album_steps=40)['steps']==40 and made(tiny)['steps']<=made(tiny)['K']
     r = Restorer(faces64, 'generative'); about = json.loads(record(r.settings())['gen2res'])

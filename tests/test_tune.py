@@ -4,7 +4,7 @@ import pytest, torch
 from gen2res.images import astronaut, resize
 from gen2res.prior import PriorError, load_prior
 from gen2res.train import diffusion_loss
-from gen2res.tune import PRESETS, Tuner, binned, load_person, save_person, tune, tuning_for
+from gen2res.tune import PRESETS, Tuner, binned, load_person, preset_for, save_person, tune, tuning_for
 
 album = torch.cat([resize(astronaut(64), 16), resize(astronaut(64), 16).flip(-1)])
 x = album[:1]
@@ -49,8 +49,8 @@ def test_plain_loss_as_published(tiny):
 
 def test_presets(faces64):
     assert PRESETS['generative']==dict(iters=3000, batch=4, lr=1e-5, dropout=.1) and PRESETS['personal']['iters']==5000
-    assert tuning_for(faces64, 'fast')==PRESETS['fast'] | dict(below=147) and tuning_for(faces64, 'personal', 999)==PRESETS['personal']
-    assert tuning_for(faces64, 'fast', 147)['below']==147 and tuning_for(faces64, 'fast', 148)==PRESETS['all-levels'] and tuning_for(faces64, dict(iters=7), 999)==dict(iters=7)
+    assert tuning_for(faces64, 'fast')==PRESETS['fast'] | dict(below=147) and tuning_for(faces64, 'personal')==PRESETS['personal'] and tuning_for(faces64, dict(iters=7))==dict(iters=7)
+    assert [preset_for(faces64, n, K) for n,K in (('fast', 147), ('fast', 148), ('personal', 999))]==['fast', 'all-levels', 'personal']
     with pytest.raises(ValueError, match="no tuning 'slow'; there are: generative, personal, all-levels, fast"): tuning_for(faces64, 'slow')
 
 def test_resumed(tiny, tmp_path):
