@@ -111,7 +111,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[Optional[str], typer.Option(help='With --generative or --album: fast (the default; it learns the noise of K up to 400 at 256 px, above that it is all-levels), all-levels, generative or personal (the last two are the paper\'s, long).')]=None,
+            tuning: Annotated[Optional[str], typer.Option(help='fast (the default with --generative; it learns the noise of K up to 400 at 256 px, above that it is all-levels), all-levels (the default with --album), or the paper\'s generative or personal, which are long.')]=None,
             face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
             square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
@@ -139,7 +139,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device, bf16)
     with one_line():
-        r = _one_pass(restorer, side, fidelity, device) if restorer else _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning or 'fast', progress=progress, seed=seed % 2**31, folder=unfinished))
+        r = _one_pass(restorer, side, fidelity, device) if restorer else _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished))
         failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if unfinished.exists(): typer.echo(f'note: {unfinished} holds albums of faces from other calls, not finished; remove it if you will not go on with them', err=True)

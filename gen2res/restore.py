@@ -112,7 +112,7 @@ class Restorer:
                  K:int|None=None, steps=None, # None: the recipe's K
                  album=None, # N x 3 x S x S: the person's photos, for 'personal' and 'closed-form'
                  n:int|None=None, every:int|None=None, scale:float|None=None, album_steps=None, # of a generative album; None: what goes with `tuning`
-                 tuning:dict|str='fast', # the name of a preset, or arguments of `tune`
+                 tuning:dict|str|None=None, # the name of a preset, or arguments of `tune`; None: 'fast' for 'generative', 'all-levels' for 'personal'
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
                  progress:bool=False,
@@ -121,6 +121,7 @@ class Restorer:
         recipe_K(recipe, prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
+        tuning = tuning or ('fast' if recipe=='generative' else 'all-levels')
         preset = preset_for(prior, tuning, recipe_K(recipe, prior) if K is None else K) if isinstance(tuning, str) else None
         self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, preset or tuning)
         self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps)) if recipe=='generative' else None
@@ -257,7 +258,7 @@ def restorer_of(record, prior, album=None) -> Restorer:
     if record.get('bf16', False)!=prior.bf16: raise ValueError(f'made with bf16 = {record.get("bf16", False)}; set it on the prior')
     if record['recipe'] in OWN and (album is None or album_hash(to_u8(album))!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
     made = {'album_steps' if k=='steps' else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items() if k!='K'}
-    return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning', 'fast'), seed=record.get('album_seed', 0))
+    return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning'), seed=record.get('album_seed', 0))
 
 SMALLEST = 16 # pixels; below this a photo holds no face to restore
 

@@ -145,7 +145,7 @@ def test_restore_options_in_one_line(args, line, tmp_path):
 @pytest.mark.parametrize('how,recipe', [(('--album', 'album'), 'personal'), (('--generative', 2), 'generative')])
 def test_an_album_tunes_the_prior_that_restores(tmp_path, monkeypatch, how, recipe):
     from gen2res import restore, tune
-    monkeypatch.chdir(tmp_path); monkeypatch.setitem(tune.PRESETS, 'fast', dict(iters=2, batch=1, lr=1e-3))
+    monkeypatch.chdir(tmp_path); [monkeypatch.setitem(tune.PRESETS, k, dict(iters=2, batch=1, lr=1e-3)) for k in ('fast', 'all-levels')]
     real = restore.generative_album; monkeypatch.setattr(restore, 'generative_album', lambda *a, **kw: real(*a, **kw | dict(steps=4, every=2)))
     save_image(damaged_face(), 'her.png'); save_image(astronaut(80), 'album/a.png'); save_image(astronaut(90).flip(-1), 'album/b.png')
     for out,options in (('free', ()), ('held', how)): code,_,err = run('restore', 'her.png', '-o', out, '--K', 5, *options); assert code==0, err

@@ -9,7 +9,7 @@ from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut
                              restore_example, restore_file, restore_files, restorer_of, spread, spread_map)
 from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
-from gen2res.tune import tune
+from gen2res.tune import PRESETS, tune
 
 y = resize(damaged_astronaut()[0], 16)
 QUICK = dict(iters=3, batch=2, lr=1e-3)
@@ -83,8 +83,9 @@ def test_the_fast_preset_is_of_the_album_too(tiny, faces64):
     assert restorer_of(about, faces64).settings()==r.settings()                  # by name or spelled out, the same
 
 def test_fast_learns_the_noise_that_is_visited(tiny, faces64):
-    tuned = lambda **kw: Restorer(faces64, 'personal', album=y, **kw).tuning
+    tuned = lambda **kw: Restorer(faces64, 'generative', **kw).tuning
     assert tuned()['below']==147 and tuned(K=147)['below']==147 and 'below' not in tuned(K=148)
+    assert Restorer(faces64, 'personal', album=y).tuning['iters']==PRESETS['all-levels']['iters']
     her = tune(tiny, y, **QUICK, below=30)
     with warnings.catch_warnings(): warnings.simplefilter('error'); Restorer(her, K=30)
     with pytest.warns(UserWarning, match='was tuned for K up to 30, and from 31'): Restorer(her, K=31)
