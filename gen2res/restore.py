@@ -233,6 +233,7 @@ def digest(path) -> str: return sha256_of(path)[:12]
 
 def read_record(path) -> dict:
     "The record of a restored PNG. Raises ImageError."
+    if not Path(path).is_file(): raise ImageError(f'{path}: no such file')
     try: return json.loads(png_text(path, 'gen2res'))
     except (TypeError, ValueError): raise ImageError(f'{path}: carries no record of a restoration') from None
 

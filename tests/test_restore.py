@@ -130,6 +130,7 @@ def test_a_picture_too_large_to_open_costs_one_line(tmp_path, tiny, monkeypatch)
     assert len(failed)==1 and 'a.png' in str(failed[0]) and (tmp_path/'o'/'b_restored.png').exists()
 
 def test_no_record(tmp_path):
+    with pytest.raises(ImageError, match='no such file'): read_record(tmp_path/'none.png')
     save_image(astronaut(64), tmp_path/'x.png')
     with pytest.raises(ImageError, match='carries no record'): read_record(tmp_path/'x.png')
 
