@@ -38,12 +38,11 @@ def _temporary(kind):
     d = Path(tempfile.mkdtemp(prefix=f'gen2res_{kind}_')); atexit.register(shutil.rmtree, d, ignore_errors=True)
     return d
 
-@lru_cache
-def visitors() -> Path: return _temporary('visitors')
+VISITORS = _temporary('visitors') # made here, not when first asked for: a Space does its work in processes that come and go
 
 def folder(request:gr.Request) -> Path:
     "This visitor's own temporary folder."
-    return visitors()/name(request)
+    return VISITORS/name(request)
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."

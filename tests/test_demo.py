@@ -42,7 +42,7 @@ def test_faces_are_found_and_chosen(me, tmp_path):
 
 def test_a_visitor_s_name_is_no_path(tmp_path):
     (tmp_path/'mine').mkdir(); app.forget(v := SimpleNamespace(session_hash=f'x/../../../..{tmp_path}/mine'))
-    assert (tmp_path/'mine').exists() and app.folder(v).parent==app.visitors() and app.folder(v)!=app.folder(Visitor('other'))
+    assert (tmp_path/'mine').exists() and app.folder(v).parent==app.VISITORS and app.folder(v)!=app.folder(Visitor('other'))
 
 def test_a_page_closed_while_a_result_is_written(me):
     with app.work(me, None):
