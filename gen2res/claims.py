@@ -289,11 +289,12 @@ def claim_preset(b, people=range(12, 16)):
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in map(in_turns, people)], OWN_KS, 'paper')
 
 # %% ../nbs/20_claims.ipynb #b32ab666
-def plans(below:int) -> dict: # below: the noise index that a restoration starts from at most
+def plans(above:int, below:int) -> dict: # noise indices: where the part of the tuned prior begins, if it is one of two; where a restoration starts at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
     few = lambda **tuning: made_job({}, dict(n=8), **tuning)
+    short = lambda **tuning: made_job({}, dict(n=8, album_steps=43, every=2), iters=60, lr=2.5e-4, below=below, **tuning)
     return {'fast': made_job({}), 'below': made_job({}, iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
-            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': made_job({}, dict(n=8, album_steps=43, every=2), iters=60, lr=2.5e-4, below=below)}
+            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': short(), '8, between, short': short(above=above)}
 
 def plan_passes(p, steps:int=50) -> int:
     n,walk,t = p.get('n', 16),p['album_steps'],p['tuning']
@@ -304,7 +305,7 @@ def _planned(b, tried, base, people): # tried: method -> what is added to the fr
     free = lambda w: in_turns(w)[FREE]
     yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, base)
 
-def our_plans(b): return plans(At(256, b.prior).t(max(OWN_KS)))
+def our_plans(b): return plans(*map(At(256, b.prior).t, (75, max(OWN_KS))))
 
 def claim_plans(b, people=range(40, 48)):
     "Rows: all of these, compared with this page's."
@@ -316,7 +317,7 @@ def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     both = lambda own: {OWN: own, f'{OWN}, fast': own | dict(tuning=cheap)}
     yield from _measured(b, [both(person_jobs(w, damage, OWN_KS)[OWN]) for w in people], OWN_KS, OWN)
 
-def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short')):
+def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)

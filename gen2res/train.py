@@ -278,13 +278,14 @@ class Trainer(Run):
                  val=None, # like images: other people
                  iters:int=10_000, batch:int=32, lr:float=5e-4, warmup:int=200,
                  min_snr:float|None=20., boost:float=.5, # see loss_weights
-                 flips:bool=True, seed:int=0, below:int|None=None, # train only on noise levels below this
+                 flips:bool=True, seed:int=0, above:int=0, below:int|None=None, # train only on noise levels from `above` on that are below `below`
                  amp:bool=True, # bf16, where that is quick
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
+        if not above<(below or math.inf): raise ValueError(f'no noise level is from {above} on and below {below}')
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
         self.measured,self.pictures = {},album_hash(images)                   # once: a large set takes seconds
-        self.images,self.arch,self.val,self.batch,self.flips,self.below,self.amp,self.name = images,arch,val,batch,flips,below,amp,name
+        self.images,self.arch,self.val,self.batch,self.flips,self.above,self.below,self.amp,self.name = images,arch,val,batch,flips,above,below,amp,name
         self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
@@ -307,7 +308,7 @@ class Trainer(Run):
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
     def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
-        return dict(arch=json.dumps(self.arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'below')})
+        return dict(arch=json.dumps(self.arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'above', 'below')})
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
@@ -320,7 +321,7 @@ class Trainer(Run):
         x0 = to_unit(self.images[torch.randint(0, len(self.images), (self.batch,), generator=g)])
         flip = torch.rand(self.batch, generator=g) < .5
         if self.flips: x0[flip] = x0[flip].flip(-1)
-        t = torch.randint(0, self.below or self.schedule.T, (self.batch,), generator=g)
+        t = torch.randint(self.above, self.below or self.schedule.T, (self.batch,), generator=g)
         return [v.to(self.device) for v in (x0, t, torch.randn(x0.shape, generator=g))]
 
     def predict(self, net, x_t, t):

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'TURN', 'ADAPTER', 'PERSON', 'tuning_for', 'preset_for', 'to_u8', 'Losses', 'Tuner', 'binned', 'tune',
-           'adapted', 'merged', 'adapter_state', 'save_person', 'load_person', 'push_to_hub', 'dreams', 'dream_sheet']
+           'adapted', 'merged', 'adapter_state', 'save_person', 'load_person', 'push_to_hub', 'dreams', 'dream_sheet',
+           'Experts']
 
 # %% ../nbs/09_tune.ipynb #eeb52daf
-import copy, json, logging, tempfile, threading
+import copy, hashlib, json, logging, tempfile, threading
+from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
@@ -26,14 +28,14 @@ PRESETS = { # arguments of tune
     'generative': dict(iters=3000, batch=4, lr=1e-5, dropout=.1), # Gen2Res Table S1
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
     'all-levels': dict(iters=200,  batch=4, lr=1.5e-4, dropout=0., decay=.7), # ours, for any K
-    'fast':       dict(iters=60,   batch=4, lr=2.5e-4, dropout=0., decay=.7, below=400)} # ours, for K up to `below`, at 256 pixels
+    'fast':       dict(iters=60,   batch=4, lr=2.5e-4, dropout=0., decay=.7, above=75, below=400)} # ours, for K up to `below`; both are numbers at 256 pixels
 
 def tuning_for(prior, tuning:dict|str) -> dict: # tuning: the name of a preset, or arguments of `tune`
     "Arguments of `tune`, a preset's converted to the prior's side. Raises ValueError for an unknown one."
     if not isinstance(tuning, str): return tuning
     if tuning not in PRESETS: raise ValueError(f'no tuning {tuning!r}; there are: {", ".join(PRESETS)}')
     t = PRESETS[tuning]
-    return t | dict(below=equivalent_K(t['below'], PAPER_SIDE, prior.side, prior.schedule)) if 'below' in t else t
+    return t | {k: equivalent_K(t[k], PAPER_SIDE, prior.side, prior.schedule) for k in ('above', 'below') if k in t}
 
 def preset_for(prior, name:str, K:int) -> str: # K: what will be restored from
     "That preset; `all-levels`, if K is above the noise that it learns."
@@ -52,6 +54,7 @@ class Tuner(Trainer):
     def __init__(self, prior, album, # N x 3 x S x S in [-1, 1]
                  lora:int|None=None, dropout:float=.1, ema:float=0., decay:float=0., **kw): # kw: see Trainer
         if prior.latent: raise ValueError(f'{prior.name}: is a prior of codes, and only priors of pictures can be tuned')
+        if isinstance(prior, Experts): raise ValueError(f'{prior.name}: was tuned already, for some noise levels only; tune the prior that it came from')
         self.start,self.rank,self.p,self.losses = prior,lora,dropout,Losses()
         super().__init__(to_u8(resize(album.cpu(), prior.side)), arch=prior.model.config, ema=ema, warmup=0, decay=decay, min_snr=None, boost=0,
                          device=prior.device, schedule=prior.schedule, name=prior.name, save_seconds=60, **kw)
@@ -75,9 +78,9 @@ class Tuner(Trainer):
         tuned.model.eval().requires_grad_(False)
         tuned.bf16 = s.bf16
         tuned.adapter = adapter_state(self.avg, s, self.rank, self.about()) if self.rank else None
-        return tuned
+        return Experts(tuned, s, self.above) if self.above else tuned
 
-    def about(self): return dict(pictures=len(self.images), iterations=self.it, batch=self.batch, lr=self.lr, lora=self.rank, below=self.below, seed=self.seed, loss=binned(self.losses))
+    def about(self): return dict(pictures=len(self.images), iterations=self.it, batch=self.batch, lr=self.lr, lora=self.rank, below=self.below, seed=self.seed, loss=binned(self.losses)) | (dict(above=self.above, base=self.start.fingerprint()) if self.above else {})
 
 def binned(losses, bins:int=40) -> list:
     "Means of consecutive losses: single ones jump with their noise level."
@@ -91,6 +94,7 @@ def tune(prior, # of load_prior; it is not touched
          iters:int=3000, batch:int=4, lr:float=1e-5, # the paper's; see PRESETS
          lora:int|None=None, # rank: train adapters of this rank only
          seed:int=0, dropout:float=.1, flips:bool=False,
+         above:int=0, # leave the noise levels below this to the prior as it came: see Experts
          below:int|None=None, # train only on noise levels below this; K is all that a restoration visits
          ema:float=0., # decay of averaged weights; 0: none
          decay:float=0., # share of the iterations over which the rate falls to zero; the paper's stays
@@ -103,7 +107,7 @@ def tune(prior, # of load_prior; it is not touched
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
     with TURN,torch.random.fork_rng():                                # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
-        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, below=below, amp=prior.bf16 if amp is None else amp).run(progress, note)
+        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, above=above, below=below, amp=prior.bf16 if amp is None else amp).run(progress, note)
 
 # %% ../nbs/09_tune.ipynb #aa412100
 def adapted(net, rank:int):
@@ -158,14 +162,22 @@ def _person_file(path):
     file = hub_files(path.as_posix(), PERSON)/PERSON
     return file if file.exists() else path
 
+def _expert(p, base, device):
+    "Beside the prior it came from, if it was tuned for some noise levels only."
+    t = p.card.get('tuned', {})
+    if not t.get('above'): return p
+    base = base or load_prior(p.name, device)
+    if base.fingerprint()!=t['base']: raise PriorError(f'{p.name}: was tuned from another {base.name} (weights {t["base"]}, here {base.fingerprint()})')
+    return Experts(p, base, t['above'])
+
 def load_person(path, # a file of `save_person`, or the hub id user/repo of `push_to_hub`
                 base=None, # the prior it was tuned from, needed for an adapter; None: load it by its name
                 device=None) -> Prior:
     "A tuned prior from its file. Raises PriorError with one line."
     path = _person_file(path)
-    if path.suffix!='.safetensors' and not path.is_file(): return load_prior(path.as_posix(), device)
+    if path.suffix!='.safetensors' and not path.is_file(): return _expert(load_prior(path.as_posix(), device), base, device)
     about = _about(path)
-    if about.get('format')!=ADAPTER: return load_prior(str(path), device)
+    if about.get('format')!=ADAPTER: return _expert(load_prior(str(path), device), base, device)
     base = base or load_prior(about['base'], device)
     if base.fingerprint()!=about['fingerprint']: raise PriorError(f'{path}: belongs to another {about["base"]} (weights {about["fingerprint"]}, here {base.fingerprint()})')
     with torch.random.fork_rng(): net = adapted(copy.deepcopy(base.model).float(), about['rank'])
@@ -173,14 +185,14 @@ def load_person(path, # a file of `save_person`, or the hub id user/repo of `pus
     if odd or any('lora_' in k for k in missing): raise PriorError(f'{path}: its adapters do not fit this prior (made by another version of peft?); tune again')
     p = Prior(merged(net).eval().requires_grad_(False), base.schedule, base.side, base.variance, base.name, base.card | dict(tuned=about.get('tuned', dict(lora=about['rank']))))
     p.bf16 = base.bf16
-    return p
+    return _expert(p, base, device)
 
 # %% ../nbs/09_tune.ipynb #62cfeb56
 def _readme(prior, repo): # the card of a prior on the hub
     about = getattr(prior, 'adapter', None) and prior.adapter[1]
     what = f'Low-rank adapters (rank {about["rank"]}) for the prior `{about["base"]}` with weights {about["fingerprint"]}.' if about else f'A diffusion prior: `{prior}`.'
     person = '\n**Personal data**: it was tuned on pictures of one person and can draw them. Share it only with their consent.\n' if about or 'tuned' in prior.card else ''
-    load = f"from gen2res.tune import load_person\nprior = load_person('{repo}')" if about else f"from gen2res.prior import load_prior\nprior = load_prior('{repo}')"
+    load = f"from gen2res.tune import load_person\nprior = load_person('{repo}')" if about or 'above' in prior.card.get('tuned', {}) else f"from gen2res.prior import load_prior\nprior = load_prior('{repo}')"
     return (f'---\nlibrary_name: gen2res\ntags:\n- image-restoration\n- diffusion\n---\n# {prior.name}\n\n{what}\n{person}\n'
             'It restores photos with [gen2res](https://github.com/gen2res/gen2res). It is a generative model: detail in its pictures may be invented and need not be true. '
             f'The licence of the prior it comes from goes with it.\n\n```python\n{load}\n```\n\n```json\n{json.dumps(prior.card, indent=1)}\n```\n')
@@ -215,3 +227,28 @@ def dreams(album, prior, tuned, n:int=6, steps:int|None=50, seeds=3) -> dict: # 
 def dream_sheet(rows:dict, side:int=120): # of `dreams`; -> Image.Image
     "A row each."
     return grid(torch.cat([*rows.values()]), [k for k,v in rows.items() for _ in v], cols=len(rows['tuned']), side=side)
+
+# %% ../nbs/09_tune.ipynb #cd49026a
+class Experts(Prior):
+    "A tuned prior for the noise levels from `above` on, and the prior it came from for those below."
+    def __init__(self, coarse, fine, above:int): # two priors of one side and schedule; the noise index where the first one's part begins
+        super().__init__(coarse.model, coarse.schedule, coarse.side, coarse.variance, coarse.name, coarse.card)
+        self.coarse,self.fine,self.above,self.adapter = coarse,copy.copy(fine),above,getattr(coarse, 'adapter', None)
+
+    def __call__(self, x, t): # as of Prior; t: one index
+        return (self.fine if t<self.above else self.coarse)(x, t)
+
+    @property
+    def bf16(self): return self.coarse.bf16
+    @bf16.setter
+    def bf16(self, on): self.coarse.bf16 = self.fine.bf16 = on
+
+    def to(self, device):
+        for p in (self.coarse, self.fine): p.to(device)
+        return self
+
+    @contextmanager
+    def walking(self):
+        with self.coarse.walking(), self.fine.walking(): yield
+
+    def fingerprint(self): return hashlib.sha256(f'{self.coarse.fingerprint()} {self.above} {self.fine.fingerprint()}'.encode()).hexdigest()[:12]
