@@ -4,7 +4,7 @@ import pytest, torch
 from gen2res.images import astronaut, resize
 from gen2res.prior import PriorError, load_prior
 from gen2res.train import diffusion_loss
-from gen2res.tune import PRESETS, Tuner, binned, load_person, preset_for, save_person, tune, tuning_for
+from gen2res.tune import PRESETS, Experts, Tuner, binned, load_person, preset_for, save_person, tune, tuning_for
 
 album = torch.cat([resize(astronaut(64), 16), resize(astronaut(64), 16).flip(-1)])
 x = album[:1]
@@ -38,8 +38,9 @@ def test_only_below(tiny):
     seen = []
     class Spy(Tuner):
         def batch_at(self, it): out = super().batch_at(it); seen.extend(out[1].tolist()); return out
-    Spy(tiny, album, out=None, iters=20, batch=4, lr=1e-3, below=50).run(progress=False)
-    assert len(seen)==80 and max(seen) < 50
+    Spy(tiny, album, out=None, iters=20, batch=4, lr=1e-3, above=40, below=50).run(progress=False)
+    assert len(seen)==80 and 40<=min(seen) and max(seen) < 50
+    with pytest.raises(ValueError, match='no noise level is from 50 on and below 50'): tune(tiny, album, above=50, below=50, **KW)
 
 def test_plain_loss_as_published(tiny):
     "No weights, no warm-up, no decay, Adam."
@@ -49,7 +50,7 @@ def test_plain_loss_as_published(tiny):
 
 def test_presets(faces64):
     assert PRESETS['generative']==dict(iters=3000, batch=4, lr=1e-5, dropout=.1) and PRESETS['personal']['iters']==5000
-    assert tuning_for(faces64, 'fast')==PRESETS['fast'] | dict(below=147) and tuning_for(faces64, 'personal')==PRESETS['personal'] and tuning_for(faces64, dict(iters=7))==dict(iters=7)
+    assert tuning_for(faces64, 'fast')==PRESETS['fast'] | dict(above=16, below=147) and tuning_for(faces64, 'personal')==PRESETS['personal'] and tuning_for(faces64, dict(iters=7))==dict(iters=7)
     assert [preset_for(faces64, n, K) for n,K in (('fast', 147), ('fast', 148), ('personal', 999))]==['fast', 'all-levels', 'personal']
     with pytest.raises(ValueError, match="no tuning 'slow'; there are: generative, personal, all-levels, fast"): tuning_for(faces64, 'slow')
 
@@ -100,6 +101,22 @@ def test_whole_prior_in_a_file(tiny, tmp_path):
     again = load_person(save_person(tuned, tmp_path/'her.safetensors'), tiny)
     assert (again(x, 300).eps-tuned(x, 300).eps).abs().max() < 2e-2 and again.card['tuned']['iterations']==4
 
+def test_the_finest_levels_stay(tiny):
+    "Below `above` it is the prior as it came, from there on the tuned one, in bf16 too."
+    pair = tune(tiny, album, above=40, **KW); eps = lambda p, t: p(x, t).eps
+    assert isinstance(pair, Experts) and eps(pair, 39).equal(eps(tiny, 39)) and eps(pair, 40).equal(eps(pair.coarse, 40)) and not eps(pair, 40).equal(eps(tiny, 40))
+    pair.bf16 = True; assert pair.coarse.bf16 and pair.fine.bf16 and not tiny.bf16
+    assert len({p.fingerprint() for p in (pair, pair.coarse, tiny, Experts(pair.coarse, tiny, 41))})==4
+    with pytest.raises(ValueError, match='was tuned already'): tune(pair, album, **KW)
+
+@pytest.mark.parametrize('lora', [None, 2])
+def test_a_pair_in_a_file(tiny, tmp_path, lora):
+    pair = tune(tiny, album, above=40, lora=lora, **KW)
+    again = load_person(save_person(pair, tmp_path/'her.safetensors'), tiny)
+    assert again.above==40 and again(x, 39).eps.equal(tiny(x, 39).eps) and (again(x, 300).eps-pair(x, 300).eps).abs().max() < 2e-2
+    other = copy.deepcopy(tiny); other.model.out[2].bias.data += 1
+    with pytest.raises(PriorError, match='another tiny'): load_person(tmp_path/'her.safetensors', other)
+
 def test_one_line(tiny, tmp_path):
     with pytest.raises(ValueError, match='ends in .safetensors'): save_person(tiny, tmp_path/'her.pt')
     (tmp_path/'her.safetensors').write_bytes(b'nonsense')
@@ -108,7 +125,7 @@ def test_one_line(tiny, tmp_path):
 
 def test_binned(): assert binned([1.,2.,3.,4.], 2)==[1.5,3.5] and binned([1.], 40)==[1.]
 
-@pytest.mark.parametrize('option', [dict(amp=True), dict(ema=.9), dict(flips=True), dict(below=50), dict(decay=.7), dict(dropout=0.)])
+@pytest.mark.parametrize('option', [dict(amp=True), dict(ema=.9), dict(flips=True), dict(below=50), dict(above=50), dict(decay=.7), dict(dropout=0.)])
 def test_every_option_does_something(tiny, monkeypatch, option):
     monkeypatch.setattr('gen2res.prior.quick_bf16', lambda device: True)                 # emulated, if need be
     lopsided = album[:1]; plain,other = (weights(tune(tiny, lopsided, **KW, **o)) for o in ({}, option))
