@@ -7,9 +7,10 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait',
            'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job', 'Claims',
            'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale',
-           'identity_jobs', 'claim_identity', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
-           'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'plans',
-           'plan_passes', 'our_plans', 'claim_plans', 'claim_fast_own', 'claim_fast']
+           'identity_jobs', 'claim_identity', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old',
+           'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns',
+           'claim_preset', 'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_fast_own',
+           'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -204,6 +205,15 @@ def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
     yield from _measured(b, [identity_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, MADE, STRANGER)
 
+def seed_jobs(who, damage, Ks) -> dict: # by method
+    "As measured, with the walks' first seed, and with three others."
+    jobs = person_jobs(who, damage, Ks)
+    return jobs | {f'{m}, other seeds': j | dict(seeds=[1, 2, 3]) for m,j in jobs.items()}
+
+def claim_seeds(b, people=range(6), damage='camera'):
+    "Rows: does the seed of the walks matter? Free and personal, each pair compared."
+    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, other seeds')
+
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
 
@@ -289,6 +299,11 @@ def claim_preset(b, people=range(12, 16)):
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in map(in_turns, people)], OWN_KS, 'paper')
 
 # %% ../nbs/20_claims.ipynb #b32ab666
+def claim_preset_own(b, people=range(4), damage='camera'):
+    "Rows: the person's own album, tuned as in Table S1, and as on this page."
+    paper = lambda own: own | dict(tuning=PRESETS['personal'] | dict(amp=True))
+    yield from _measured(b, [j | dict(paper=paper(j[OWN])) for j in (person_jobs(w, damage, OWN_KS) for w in people)], OWN_KS, 'paper')
+
 def plans(above:int, below:int) -> dict: # noise indices: where the part of the tuned prior begins, if it is one of two; where a restoration starts at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
     few = lambda **tuning: made_job({}, dict(n=8), **tuning)
@@ -317,10 +332,10 @@ def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     both = lambda own: {OWN: own, f'{OWN}, fast': own | dict(tuning=cheap)}
     yield from _measured(b, [both(person_jobs(w, damage, OWN_KS)[OWN]) for w in people], OWN_KS, OWN)
 
-def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
+def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'preset': claim_preset, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}

@@ -91,7 +91,7 @@ def to_unit(u8): return u8.float()/127.5 - 1
 def small_arch(side:int=64, patch:int=2, width:int=64) -> dict:
     "A U-Net that two CPU cores can train: 11M parameters; three levels, attention on the coarsest. What it folds by more than two leads around it, too."
     return dict(image_size=side, model_channels=width, out_channels=3, num_res_blocks=2, attention_pixels=[side//patch//4], dropout=.05,
-                channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch, bypass=4 if patch>2 else 0)
+                channel_mult=[1,2,3], num_head_channels=64, resblock_updown=False, patch=patch, bypass=6 if patch>2 else 0)
 
 def album_hash(images) -> str: # N x 3 x S x S, uint8
     "12 hex digits: which pictures were they?"
@@ -301,6 +301,7 @@ class Trainer(Run):
         try:
             net = UNet(**self.arch)
             with torch.no_grad(): net(torch.zeros(1, *self.images.shape[1:]), torch.zeros(1))
+            if net.c.bypass: net.solve_bypass(to_unit(self.images[::max(1, len(self.images)//150)]), self.schedule.abar)
         except (RuntimeError, TypeError) as e: raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
         return net
 

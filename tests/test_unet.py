@@ -1,7 +1,8 @@
 "Options of the network that no shipped checkpoint uses: written out by hand, as the published networks do them."
 import math
 import pytest, torch, torch.nn.functional as F
-from gen2res.unet import Attention, Down, ResBlock, UNet, Up, timestep_embedding
+from gen2res.schedule import Schedule
+from gen2res.unet import Attention, Down, ResBlock, UNet, Up, around
 
 KW = dict(model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,2), attention_pixels=[8,16], resblock_updown=False)
 def some(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -42,9 +43,23 @@ def test_sides_change_without_weights():
     assert filled(plain)(some(1,3,16,16), torch.tensor([3])).shape==(1,3,16,16)
 
 def test_linear_maps_lead_around_the_network():
-    net,plain = filled(UNet(16, **KW, patch=2, bypass=3)),filled(UNet(16, **KW, patch=2))     # the same weights: those of the bypass come last
-    x,t = some(2,3,16,16),torch.tensor([3, 700]); folded = F.pixel_unshuffle(x, 2)
-    mix = net.bypass.mix(net.time_embed(timestep_embedding(t, 32))); maps = net.bypass.maps.weight.split(12)
-    around = sum(mix[:,n,None,None,None]*F.conv2d(folded, maps[n], padding=1) for n in range(3))
-    assert torch.allclose(net(x, t)-plain(x, t), F.pixel_shuffle(around, 2), atol=1e-3) and around.std()>.1
-    assert not any(UNet(16, **KW, patch=2, bypass=3)(x, t).flatten())                         # an untrained one says nothing
+    "A mixture of maps of the folded pixels, between two levels the mean of theirs; an unsolved one says nothing."
+    net,plain = filled(UNet(16, **KW, patch=2, bypass=3)),filled(UNet(16, **KW, patch=2)); b = net.bypass
+    x,t = some(2,3,16,16),torch.tensor([3., 700.5]); folded = F.pixel_unshuffle(x, 2)
+    assert net(x, t).equal(plain(x, t)) and {*net.state_dict()}-{*plain.state_dict()}=={'bypass.maps', 'bypass.mix'} and not [*b.parameters()]
+    b.maps.copy_(some(36,12,3,3)); b.mix.copy_(some(1000,3))
+    mix = torch.stack([b.mix[3], (b.mix[700]+b.mix[701])/2])
+    led = sum(mix[:,n,None,None,None]*F.conv2d(F.pad(folded, (1,1,1,1), 'replicate'), b.maps[12*n:12*n+12]) for n in range(3))
+    assert torch.allclose(net(x, t)-plain(x, t), F.pixel_shuffle(led, 2), atol=1e-3) and led.std()>.1
+    assert b(folded, torch.tensor([-1, 5000])).isfinite().all()
+    with torch.autocast('cpu', torch.bfloat16): assert b(folded, t).equal(b(folded.float(), t)) and b(folded, t).dtype==torch.float32
+
+def test_the_bypass_is_the_best_linear_map():
+    "Against least squares on noisy pictures: no map of the same places does better than by chance."
+    schedule = Schedule.linear(); x0 = F.interpolate(some(300,3,5,5), 16, mode='bilinear')
+    net = UNet(16, **KW | dict(out_channels=6), patch=2, bypass=6); net.solve_bypass(x0, schedule.abar)
+    for t in (5, 60, 300, 700):
+        noise = some(300,3,16,16, seed=t); x,e = (F.pixel_unshuffle(v, 2) for v in (schedule.diffuse(x0, t, noise), noise))
+        u,v = (w.transpose(1,2).flatten(0,1).double() for w in (F.unfold(around(x), 3), e.flatten(2)))
+        best,mine = (u@torch.linalg.lstsq(u, v).solution-v).pow(2).mean(),net.bypass(x, torch.full((300,), t))
+        assert best < (mine[:,:12]-e).pow(2).mean() < 1.1*best and not mine[:,12:].any()     # and nothing is said of the variance
