@@ -460,6 +460,7 @@ def load_prior(source='faces64', # name in PRIORS, path (folder, .safetensors, .
                device=None, # None: the best there is
                family=None, # for a foreign file: name in FAMILIES or UNet arguments; None recognises published ones
                schedule:str='linear', # for a foreign file: 'linear' or 'cosine'
+               half:bool=False, # of a prior that was tuned for some noise levels only, this part alone; load_person adds the rest
               ) -> Prior:
     "Load a diffusion prior. Raises `PriorError` with one line that says what to do."
     name,path = str(source),Path(source)
@@ -467,4 +468,5 @@ def load_prior(source='faces64', # name in PRIORS, path (folder, .safetensors, .
     elif path.exists() or path.suffix in ('.pt', '.pth', '.safetensors'): prior = _load_path(path, family=family, schedule=schedule)
     elif is_repo(name): prior = _load_path(_from_hub(name), name=name)
     else: raise PriorError(f'{name}: neither a file nor a known prior ({", ".join(PRIORS)}) nor a hub id user/repo')
+    if not half and prior.card.get('tuned', {}).get('above'): raise PriorError(f'{name}: was tuned for some noise levels only; load_person (restore --person) puts the prior that it came from beside it')
     return prior.to(device or best_device())

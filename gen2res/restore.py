@@ -27,7 +27,7 @@ from .prior import sha256_of
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .train import album_hash
-from .tune import PRESETS, preset_for, to_u8, tune, tuning_for
+from .tune import PRESETS, preset_for, to_u8, tunable, tune, tuning_for
 from .untuned import AlbumMean
 
 # %% ../nbs/10_restore.ipynb #93ab31ae
@@ -119,6 +119,7 @@ class Restorer:
                  watch=None): # watch(stage, done, of): called at every step of album, tuning and walk; raise to stop
         if recipe in OWN and album is None: raise ValueError(f'the recipe {recipe!r} needs an album; see personal_album')
         recipe_K(recipe, prior)
+        if recipe in TUNED: tunable(prior)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
         tuning = tuning or ('fast' if recipe=='generative' else 'all-levels')

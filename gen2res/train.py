@@ -339,7 +339,7 @@ class Trainer(Run):
     def backward(self, batch):
         "Gradients of a batch, in parts that fit into memory; its loss."
         while True:
-            self.opt.zero_grad(set_to_none=True)
+            self.opt.zero_grad(set_to_none=True); self.seeds_at(self.it)           # tried again, dropout draws the same
             try: return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
             except RuntimeError as e:
                 if not no_memory(e) or not self.thriftier(): raise

@@ -3,6 +3,7 @@ import copy
 import pytest, torch
 from gen2res.images import astronaut, resize
 from gen2res.prior import PriorError, load_prior
+from gen2res.restore import Restorer
 from gen2res.train import diffusion_loss
 from gen2res.tune import PRESETS, Experts, Tuner, binned, load_person, preset_for, save_person, tune, tuning_for
 
@@ -108,6 +109,7 @@ def test_the_finest_levels_stay(tiny):
     pair.bf16 = True; assert pair.coarse.bf16 and pair.fine.bf16 and not tiny.bf16
     assert len({p.fingerprint() for p in (pair, pair.coarse, tiny, Experts(pair.coarse, tiny, 41))})==4
     with pytest.raises(ValueError, match='was tuned already'): tune(pair, album, **KW)
+    with pytest.raises(ValueError, match='was tuned already'): Restorer(pair, 'generative')            # before an album is drawn
 
 @pytest.mark.parametrize('lora', [None, 2])
 def test_a_pair_in_a_file(tiny, tmp_path, lora):
@@ -116,6 +118,8 @@ def test_a_pair_in_a_file(tiny, tmp_path, lora):
     assert again.above==40 and again(x, 39).eps.equal(tiny(x, 39).eps) and (again(x, 300).eps-pair(x, 300).eps).abs().max() < 2e-2
     other = copy.deepcopy(tiny); other.model.out[2].bias.data += 1
     with pytest.raises(PriorError, match='another tiny'): load_person(tmp_path/'her.safetensors', other)
+    if not lora:
+        with pytest.raises(PriorError, match='tuned for some noise levels only; load_person'): load_prior(tmp_path/'her.safetensors')
 
 def test_one_line(tiny, tmp_path):
     with pytest.raises(ValueError, match='ends in .safetensors'): save_person(tiny, tmp_path/'her.pt')
