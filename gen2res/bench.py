@@ -7,7 +7,7 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUE
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
            'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'memory', 'commit', 'Ledger',
            'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times',
-           'eye_test', 'class_photo', 'face_count', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -22,14 +22,14 @@ from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
-from .explore import among, do_jobs, done_jobs, export_sweep, job_name, local, read_job, read_rows
+from .explore import among, compared, do_jobs, done_jobs, export_sweep, job_name, local, read_job, read_rows, scores
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
 from .prior import Prior, best_device, load_prior
 from .pseudo import pseudo_numbers
-from .restore import Restorer, paper_K, restore
+from .restore import At, Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
 from .schedule import Schedule
 from .train import diffusion_loss
@@ -487,6 +487,21 @@ def _fine(image, face, cycles, side=256):
     x = align(image, face, side); h = x-lowpass(x, side//(2*cycles))
     return (h*feather(side)).pow(2).mean().sqrt().item()
 
+def _at_its_side(y, prior, K, steps):
+    "Restored at the prior's own side, and back at the photo's."
+    small = resize(y, prior.side); K = At(256, prior).t(K); prior.bf16 = True
+    x = [restore(b, prior, K, min(steps, K), seeds=[*range(i, i+len(b))]) for i,b in zip(range(0, len(y), 19), small.split(19))]
+    return resize(torch.cat(x), y.shape[-1]).clamp(-1, 1)
+
+def sides(data, names=('faces64', 'faces128'), scales=(2., 4.), n=None, Ks=(100, 200, 400), steps:int=50):
+    "Rows of sides.csv: photos of 128 pixels, restored by priors of two sides, compared at 128."
+    truth,priors = portraits(data, 'val', 128)['images'][:n],{m: load_prior(m, 'cpu') for m in names}
+    for scale in scales:
+        y = degrade(truth, 'camera:moderate', seeds=0, scale=scale)
+        for K in Ks:
+            made = {'input': y} | {m: _at_its_side(y, p, K, steps) for m,p in priors.items()}
+            yield from compared({m: scores(x, truth) for m,x in made.items()}, names[0], scale=scale, K=K)
+
 def sharpness_kept(data):
     "Rows of sharp.csv: fine detail of the face in the photo after its restoration, over that before; no noise among the damages, which would count as detail."
     r = Restorer(load_prior('faces64'))
@@ -556,4 +571,4 @@ def identity_test(data, resamples:int=100):
     for query in QUERIES: yield from _damaged_copies(val, query)
 
 BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
-MEASURES = {'metrics': metric_order, 'identity': identity_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept} # rows of a table, about a data folder
+MEASURES = {'metrics': metric_order, 'identity': identity_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder

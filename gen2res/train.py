@@ -317,17 +317,17 @@ class Trainer(Run):
 
     # -- one iteration -------------------------------------------------------
     def batch_at(self, it):
-        "Pictures, noise levels and noise of iteration `it`."
+        "Pictures, noise levels and noise of iteration `it`. The levels stay with the processor, which looks them up: fetched from a GPU, each would wait for all that it still has to do."
         g = self.seeds_at(it)
         x0 = to_unit(self.images[torch.randint(0, len(self.images), (self.batch,), generator=g)])
         flip = torch.rand(self.batch, generator=g) < .5
         if self.flips: x0[flip] = x0[flip].flip(-1)
         t = torch.randint(self.above, self.below or self.schedule.T, (self.batch,), generator=g)
-        return [v.to(self.device) for v in (x0, t, torch.randn(x0.shape, generator=g))]
+        return [x0.to(self.device), t, torch.randn(x0.shape, generator=g).to(self.device)]
 
     def predict(self, net, x_t, t):
         "The network in bf16 where that is quick, its answer in float32."
-        with autocast(self.device, self.amp): return net(x_t.to(memory_format=torch.channels_last), t).float()
+        with autocast(self.device, self.amp): return net(x_t.to(memory_format=torch.channels_last), t.to(x_t.device)).float()
 
     def _part(self, x0, t, noise, of:int):
         "Gradients of some pictures `of` a batch; their part of its loss."
@@ -369,7 +369,7 @@ class Trainer(Run):
             g,errs = torch.Generator().manual_seed(t),[]
             for x0 in images.split(chunk):
                 x0 = to_unit(x0); noise = torch.randn(x0.shape, generator=g)
-                x0,noise,tt = x0.to(self.device),noise.to(self.device),torch.full((len(x0),), t, device=self.device)
+                x0,noise,tt = x0.to(self.device),noise.to(self.device),torch.full((len(x0),), t)
                 errs.append((self.predict(self.avg, self.schedule.diffuse(x0, t, noise), tt)-noise).pow(2).flatten(1).mean(1))
             out[t] = float(f'{torch.cat(errs).mean():.4g}')
         return out
