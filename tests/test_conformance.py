@@ -175,6 +175,14 @@ def test_training_losses(key):
         assert min(abs(ratio-1), abs(ratio-.5)) < 1e-3
         assert (out.grad/ratio-want).abs().max() < 1e-3*want.abs().max()
 
+def test_the_loss_on_a_respaced_schedule():
+    "The steps that are left are a schedule of their own, whose bound has as many terms."
+    ref,key,full = npz('losses'),'linear|RESCALED_MSE|250steps|t9,200',Schedule.linear()
+    a = full.abar[full.timesteps(1000, 250)[::-1]]; s = Schedule(1-a/torch.cat([a.new_ones(1), a[:-1]])); t = torch.tensor([9, 200])
+    x_t = s.diffuse(ref['x0'], t, ref['noise'])
+    assert torch.allclose(variational_bits(s, ref['x0'], x_t, t, ref['eps'], ref['v'])*s.T/1000, ref[f'{key}|vb'], rtol=2e-4, atol=1e-6)
+    assert torch.allclose(diffusion_loss(s, torch.cat([ref['eps'], ref['v']], 1), ref['x0'], x_t, t, ref['noise']), ref[f'{key}|loss'], rtol=2e-4, atol=1e-6)
+
 def kl_keys(): return sorted({k.rsplit('|', 1)[0] for k in np.load(DATA/'losses.npz').files if 'KL|' in k and '250steps' not in k})
 
 @pytest.mark.parametrize('key', kl_keys())

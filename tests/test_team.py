@@ -93,7 +93,11 @@ class Short:
     "A device with room for so many pictures at a time, fewer if activations are kept."
     def __init__(self, trainer, monkeypatch, room):
         self.trainer,self.room,self.tried,real = trainer,room,[],trainer.predict
-        monkeypatch.setattr(trainer, 'predict', lambda net, x, t: real(net, x, t) if self.fits(len(x)) else (_ for _ in ()).throw(torch.OutOfMemoryError('full')))
+        def predict(net, x, t):
+            out = real(net, x, t)                                                             # what was drawn until there is no room is drawn
+            if not self.fits(len(x)): raise torch.OutOfMemoryError('full')
+            return out
+        monkeypatch.setattr(trainer, 'predict', predict)
     def fits(self, n):
         self.tried.append((n, self.trainer.model.c.use_checkpoint))
         return n*(1 if self.trainer.model.c.use_checkpoint else 4) <= self.room
@@ -104,6 +108,13 @@ def test_memory_that_runs_out(room, tried, monkeypatch):
     whole.step(); short.step()
     assert device.tried==tried and same(whole.model.state_dict(), short.model.state_dict()) < 1e-5
     short.step(); assert device.tried[len(tried):]==[tried[-1]]*(4//tried[-1][0])                 # it does not try in vain again
+
+def test_memory_that_runs_out_and_dropout(monkeypatch):
+    "Computed twice instead of kept, activations are dropped as they were."
+    kw = KW | dict(arch=KW['arch'] | dict(dropout=.3)); whole,short = Trainer(PICTURES, None, **kw),Trainer(PICTURES, None, **kw)
+    for t in (whole, short): t.step(); t.step()                                               # at first nothing passes the last layer, which is zero
+    device = Short(short, monkeypatch, 4); whole.step(); short.step()
+    assert device.tried[-1]==(4, True) and same(whole.model.state_dict(), short.model.state_dict()) < 1e-5
 
 def test_no_memory_at_all(monkeypatch):
     t = Trainer(PICTURES, None, **KW); Short(t, monkeypatch, 0)
