@@ -19,7 +19,7 @@ def data(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(claims, 'TUNING', dict(iters=1, batch=1, lr=1e-4)); monkeypatch.setattr(claims, 'ALBUM', dict(n=2, album_steps=2, every=1))
-    monkeypatch.setitem(claims.PRESETS, 'generative', dict(iters=2, batch=1, lr=1e-4))
+    for preset in ('generative', 'personal'): monkeypatch.setitem(claims.PRESETS, preset, dict(iters=2, batch=1, lr=1e-4))
     monkeypatch.setattr(claims, 'plans', lambda above, t: {m: claims.made_job({}, below=t*i or None) for i,m in enumerate(('fast','below'))})
     for name,Ks in (('KS', (50,200)), ('OWN_KS', (100,))): monkeypatch.setattr(claims, name, Ks)
 
