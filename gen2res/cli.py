@@ -216,6 +216,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           min_snr: Annotated[Optional[float], typer.Option(help='Cap the weight of low-noise levels (min-SNR gamma).')]=20.,
           boost: Annotated[float, typer.Option(help='Raise the weight of high-noise levels by SNR to minus this power.')]=.5,
           width: Annotated[int, typer.Option(help='Channels of the finest level: more learn more and cost more.')]=64,
+          start: Annotated[Optional[str], typer.Option(help='Begin with the weights of this prior, as far as they fit, e.g. faces64 for faces of another side.')]=None,
           sample_every: Annotated[int, typer.Option(help='Write a sheet of samples every so many iterations; 0: never.')]=1000,
           seed: Annotated[int, typer.Option(min=0, help='Of the run.')]=0,
           fp32: Annotated[bool, typer.Option('--fp32', help='Full precision, also where bf16 is quick.')]=False,
@@ -231,8 +232,9 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
     with one_line():
         images = load_pictures(data, side)
         held = load_pictures(val, side) if val else None
+        begin = _prior(start, 'cpu') if start else None
         trainer = Trainer(images, out, small_arch(side, patch, width), val=held, iters=iters, batch=batch, lr=lr, min_snr=min_snr, boost=boost,
-                          sample_every=sample_every, seed=seed, amp=not fp32, compile=compiled, device=device, name=out.name)
+                          sample_every=sample_every, seed=seed, amp=not fp32, compile=compiled, device=device, name=out.name, start=begin)
         trainer.run(progress=sys.stderr.isatty())
     typer.echo(out/'prior')
 

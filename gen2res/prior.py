@@ -161,12 +161,12 @@ def _load_state(model, state, where):
     if odd: raise PriorError(f'{where}: {len(odd)} of {len(want)} tensors do not fit its configuration (for example {sorted(odd)[0]}: file {have.get(sorted(odd)[0])}, network {want.get(sorted(odd)[0])})')
     model.load_state_dict(state)
 
-LARGE = 2**15 # weights from which on a 3 x 3 kernel is packed
+LARGE = 2**13 # weights from which on a kernel or matrix is packed
 
 def packed(state:dict) -> dict: # of float32
-    "Large 3 x 3 kernels as whole numbers of 8 bits, with a scale for each output channel; all else in 16 bits. What leads around a network carries noise, and wants them all."
-    large = {k: v for k,v in state.items() if v.ndim==4 and v.shape[-1]==3 and v.numel()>=LARGE and not k.startswith('bypass.')}
-    scale = {f'{k}.scale': v.abs().amax((1,2,3), keepdim=True).clamp(min=1e-12)/127 for k,v in large.items()}
+    "Large kernels and matrices as whole numbers of 8 bits, with a scale for each output channel; all else in 16 bits. What leads around a network carries noise, and wants them all."
+    large = {k: v for k,v in state.items() if v.ndim>1 and v.numel()>=LARGE and not k.startswith('bypass.')}
+    scale = {f'{k}.scale': v.abs().amax([*range(1, v.ndim)], keepdim=True).clamp(min=1e-12)/127 for k,v in large.items()}
     return {k: (v/scale[f'{k}.scale']).round().to(torch.int8) if k in large else v.half() for k,v in state.items()} | scale
 
 def unpacked(state:dict) -> dict: # of float32
@@ -347,6 +347,7 @@ def from_diffusers(folder, # with config.json or unet/config.json, and scheduler
 Entry = namedtuple('Entry', 'family side licence size_mb url page sha256', defaults=(None, None, None))
 PRIORS = {
     'faces64':           Entry('own', 64, 'Apache-2.0 (shipped; see its card)', None),
+    'faces128':          Entry('own', 128, 'Apache-2.0 (in a checkout; see its card)', None),
     'gen2res-ffhq-256':  Entry('gen2res-256', 256, 'Adobe Research, non-commercial', 527, page='https://github.com/adobe-research/gen2res'),
     'p2-ffhq-256':       Entry('adm-ffhq-256', 256, 'MIT (code); weights trained on FFHQ, CC BY-NC-SA', 374, page='https://github.com/jychoi118/P2-weighting'),
     'difface-ffhq-512':  Entry('difface-512', 512, 'S-Lab 1.0, non-commercial', 639, page='https://github.com/zsyOAOA/DifFace',
@@ -425,7 +426,7 @@ def fetch(url, to, mb, sha256=None) -> Path: # size in MB, as published
 def _fetch(name):
     "Download a named prior to the cache, or say how to get it."
     e,to = PRIORS[name],cache_path(name)
-    if not e.url: raise PriorError(f'{name}: cannot be fetched by a program; get it from {e.page} and put it at {to}' if e.page else f'{name}: is not part of this installation')
+    if not e.url: raise PriorError(f'{name}: cannot be fetched by a program; get it from {e.page} and put it at {to}' if e.page else f'{name}: is not part of this installation; it lies in data/ of a checkout')
     if online(): print(f'Fetching {name} ({e.size_mb} MB, licence: {e.licence}) from {e.url}', file=sys.stderr)
     try: return fetch(e.url, to, e.size_mb, e.sha256)
     except OSError as err: raise PriorError(f'{name}: {err}') from None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures', 'to_unit',
-           'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'Trainer']
+           'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'fitting', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, hashlib, json, math, time
@@ -270,6 +270,11 @@ class Learner(Run):
 # %% ../nbs/17_train.ipynb #d1ed8c6b
 VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 
+def fitting(there, here) -> dict: # two networks
+    "Weights of the one that have the name and shape of one of the other's."
+    mine = dict(here.named_parameters())
+    return {k: v for k,v in there.state_dict().items() if k in mine and mine[k].shape==v.shape}
+
 class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     def __init__(self, images, # N x 3 x S x S, uint8
@@ -280,7 +285,9 @@ class Trainer(Run):
                  min_snr:float|None=20., boost:float=.5, # see loss_weights
                  flips:bool=True, seed:int=0, above:int=0, below:int|None=None, # train only on noise levels from `above` on that are below `below`
                  amp:bool=True, # bf16, where that is quick
-                 compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None, **kw): # kw: see Run
+                 compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None,
+                 start:Prior|None=None, # begin with its weights, as far as they fit: those of another side mostly do
+                 **kw): # see Run
         if not above<(below or math.inf): raise ValueError(f'no noise level is from {above} on and below {below}')
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
@@ -289,6 +296,7 @@ class Trainer(Run):
         self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
+        if start: self.model.load_state_dict(fitting(start.model, self.model), strict=False)
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = self._optimizer()

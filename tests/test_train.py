@@ -111,3 +111,13 @@ def test_pictures_from_anything(tmp_path):
 def test_small_arch_sizes():
     from gen2res.unet import UNet
     for side,patch in ((64,2), (128,4), (32,2)): assert UNet(**small_arch(side, patch))(torch.zeros(1,3,side,side), torch.zeros(1)).shape==(1,3,side,side)
+
+def test_it_begins_with_what_fits(pictures, tiny):
+    "Another side, folded: inner weights are the start's, those that read and write pixels and the solved part are not."
+    arch = tiny.model.config | dict(patch=4, bypass=2)
+    t,plain = (Trainer(pictures, None, arch, iters=1, batch=2, device='cpu', **kw) for kw in (dict(start=tiny), {}))
+    mine,theirs,fresh = t.model.state_dict(),tiny.model.state_dict(),plain.model.state_dict()
+    other = {k for k in mine if k not in theirs or mine[k].shape!=theirs[k].shape}
+    assert {'input_blocks.0.0.weight', 'out.2.weight', 'bypass.mix'} <= other and all(mine[k].equal(fresh[k]) for k in other)
+    assert all(mine[k].equal(theirs[k]) for k in mine if k not in other) and t.avg.state_dict()['time_embed.0.weight'].equal(theirs['time_embed.0.weight'])
+    assert mine['bypass.mix'].any() and not t.model.bypass.maps.requires_grad
