@@ -71,12 +71,12 @@ def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
 
 # %% ../nbs/16_bench.ipynb #ea0577df
 class Count:
-    "Pictures through a network, and through its copies, while the block lasts: .forwards and .backwards."
-    def __init__(self, model): self.model,self.forwards,self.backwards = model,0,0
+    "Pictures through a prior's network (or two), and through its copies, while the block lasts: .forwards and .backwards."
+    def __init__(self, prior): self.models,self.forwards,self.backwards = [p.model for p in getattr(prior, 'both', [prior])],0,0
     def __enter__(self):
         def seen(m, args, out): self.forwards += len(out)                      # closures, not methods: a copied network goes on counting here
         def back(m, grads): self.backwards += len(grads[0])
-        self.hooks = [self.model.register_forward_hook(seen), self.model.register_full_backward_pre_hook(back)]
+        self.hooks = [h for m in self.models for h in (m.register_forward_hook(seen), m.register_full_backward_pre_hook(back))]
         return self
     def __exit__(self, *a):
         for h in self.hooks: h.remove()
@@ -127,7 +127,7 @@ def cost(prior, plan:str='fast', # of PLANS
     times = dict(album=album['n']/small[0]['n'], tuning=tuning['iters']/small[1]['iters'], sampling=1)
     pass_ = statistics.median(timed(lambda: bare(prior, y.expand(4, -1, -1, -1), [100])) for _ in range(5))/4
     for stage,used,do in _stages(prior, y, *small):
-        with Count(used.model) as c, peak_memory(prior.device) as peak: seconds = timed(do)
+        with Count(used) as c, peak_memory(prior.device) as peak: seconds = timed(do)
         yield dict(plan=plan, stage=stage, seconds=round(seconds*times[stage], 2), mb=round(peak()), forwards=round(c.forwards*times[stage]), backwards=round(c.backwards*times[stage]),
                    equivalents=round(c.equivalents*times[stage]), over_bare=round(seconds/(c.equivalents*pass_), 2), done=round(1/times[stage], 3))
 

@@ -52,12 +52,16 @@ class Experts(Prior):
         return (self.fine if t<self.above else self.coarse)(x, t)
 
     @property
+    def both(self): return self.coarse,self.fine
+
+    @property
     def bf16(self): return self.coarse.bf16
     @bf16.setter
-    def bf16(self, on): self.coarse.bf16 = self.fine.bf16 = on
+    def bf16(self, on):
+        for p in self.both: p.bf16 = on
 
     def to(self, device):
-        for p in (self.coarse, self.fine): p.to(device)
+        for p in self.both: p.to(device)
         return self
 
     @contextmanager

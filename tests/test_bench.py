@@ -1,5 +1,5 @@
 "Measurements: on a made-up data folder, the right signs, whole tables."
-import csv
+import copy, csv
 import numpy as np, pytest, torch
 from typer.testing import CliRunner
 from gen2res import bench
@@ -64,12 +64,16 @@ def test_command(data, tmp_path):
 def test_passes_are_counted(tiny, monkeypatch):
     from gen2res import bench
     from gen2res.bench import Count, cost, cost_figure
+    from gen2res.tune import Experts
     x = torch.zeros(3, 3, 16, 16, requires_grad=True)
-    with Count(tiny.model) as c:
+    with Count(tiny) as c:
         tiny(x, 5).x0.sum().backward()
         with torch.no_grad(): tiny(x[:2], 5)
     assert (c.forwards, c.backwards, c.equivalents)==(5, 3, 11)
     tiny(x.detach(), 5); assert c.forwards==5                            # not any more
+    pair = Experts(copy.deepcopy(tiny), tiny, 40)
+    with Count(pair) as c: pair(x.detach(), 5); pair(x.detach(), 500)
+    assert c.forwards==6
     monkeypatch.setitem(bench.PLANS, 'fast', (dict(n=8, every=2, steps=6, K=300), dict(iters=4, batch=2), 3))
     rows = list(cost(tiny, 'fast', .5)); by = {r['stage']: r for r in rows}
     assert [(by[s]['forwards'], by[s]['backwards']) for s in ('album','tuning','sampling')]==[(48, 24), (8, 8), (3, 0)]
