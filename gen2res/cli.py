@@ -178,7 +178,7 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
 # %% ../nbs/18_cli.ipynb #5b5e6873
 def _status(name):
     from gen2res.prior import PRIORS, shipped, where_is
-    return 'shipped' if shipped(name) else 'cached' if where_is(name) else 'can be fetched' if PRIORS[name].url else 'by hand'
+    return 'shipped' if shipped(name) else 'cached' if where_is(name) else 'can be fetched' if PRIORS[name].url else 'not here' if PRIORS[name].family=='own' else 'by hand'
 
 def _info_metrics():
     "The metrics, and what each still lacks."
@@ -200,8 +200,7 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
     for name,e in PRIORS.items():
         size = f'{e.size_mb} MB' if e.size_mb else f"{sum(f.stat().st_size for f in where_is(name).iterdir())/1e6:.0f} MB" if where_is(name) else '?'
         typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.licence}')
-        place = where_is(name) or cache_path(name)
-        typer.echo(f'{"":24} {"at" if where_is(name) else "goes to"} {place}' + (f', from {e.url or e.page}' if not where_is(name) else ''))
+        typer.echo(f'{"":24} ' + (f'at {where_is(name)}' if where_is(name) else f'goes to {cache_path(name)}, from {e.url or e.page}' if e.family!='own' else 'in data/ of a checkout'))
 
 # %% ../nbs/18_cli.ipynb #b6cf9775
 @app.command()
