@@ -212,7 +212,7 @@ def seed_jobs(who, damage, Ks) -> dict: # by method
 
 def claim_seeds(b, people=range(6), damage='camera'):
     "Rows: does the seed of the walks matter? Free and personal, each pair compared."
-    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, other seeds')
+    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, other seeds', OWN)
 
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
@@ -332,7 +332,7 @@ def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     both = lambda own: {OWN: own, f'{OWN}, fast': own | dict(tuning=cheap)}
     yield from _measured(b, [both(person_jobs(w, damage, OWN_KS)[OWN]) for w in people], OWN_KS, OWN)
 
-def claim_fast(b, people=range(48, 56), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
+def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)

@@ -55,7 +55,7 @@ def variational_bits(schedule, x0, x_t, t, eps, v):
     w = (v+1)/2
     logv = w*beta + (1-w)*small
     mean = c0*schedule.predict_x0(x_t, t, eps.detach()) + ct*x_t
-    bound = torch.where(t.view(-1,1,1,1)==0, level_nll(x0, mean, logv), normal_kl(c0*x0+ct*x_t, small, mean, logv))
+    bound = torch.where(t.view(-1,1,1,1).to(x0.device)==0, level_nll(x0, mean, logv), normal_kl(c0*x0+ct*x_t, small, mean, logv))
     return bound.flatten(1).mean(1)/math.log(2)
 
 def diffusion_loss(schedule, out, x0, x_t, t, noise, # out: the network's 3 or 6 channels; t: B indices
@@ -151,7 +151,7 @@ class Run:
     def _resume(self):
         try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
         except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
-        other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, v)!=v]
+        other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, 0 if k=='above' else v)!=v]      # a state from before there was `above`
         if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
         for k,v in self.parts().items(): v.load_state_dict(s[k])
         self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
@@ -288,12 +288,13 @@ class Trainer(Run):
                  compile:bool=False, device=None, name:str='prior', schedule:Schedule|None=None,
                  start:Prior|None=None, # begin with its weights, as far as they fit: those of another side mostly do
                  **kw): # see Run
-        if not above<(below or math.inf): raise ValueError(f'no noise level is from {above} on and below {below}')
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
         self.measured,self.pictures = {},album_hash(images)                   # once: a large set takes seconds
         self.images,self.arch,self.val,self.batch,self.flips,self.above,self.below,self.amp,self.name = images,arch,val,batch,flips,above,below,amp,name
         self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
+        if arch.get('bypass'): self.arch = arch | dict(T=self.schedule.T)
+        if not 0<=above<(below or self.schedule.T)<=self.schedule.T: raise ValueError(f'no noise level of {self.schedule.T} is from {above} on and below {below}')
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
         if start: self.model.load_state_dict(fitting(start.model, self.model), strict=False)
@@ -309,7 +310,7 @@ class Trainer(Run):
         try:
             net = UNet(**self.arch)
             with torch.no_grad(): net(torch.zeros(1, *self.images.shape[1:]), torch.zeros(1))
-            if net.c.bypass: net.solve_bypass(to_unit(self.images[::max(1, len(self.images)//150)]), self.schedule.abar)
+            if net.c.bypass: net.solve_bypass(to_unit(self.images[::-(-len(self.images)//150)]), self.schedule.abar)
         except (RuntimeError, TypeError) as e: raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
         return net
 
@@ -317,7 +318,8 @@ class Trainer(Run):
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
     def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
-        return dict(arch=json.dumps(self.arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'above', 'below')})
+        arch = self.arch if self.arch.get('bypass') else {k: v for k,v in self.arch.items() if k!='T'}
+        return dict(arch=json.dumps(arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'above', 'below')})
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."

@@ -38,8 +38,9 @@ def tuning_for(prior, tuning:dict|str) -> dict: # tuning: the name of a preset, 
     return t | {k: equivalent_K(t[k], PAPER_SIDE, prior.side, prior.schedule) for k in ('above', 'below') if k in t}
 
 def preset_for(prior, name:str, K:int) -> str: # K: what will be restored from
-    "That preset; `all-levels`, if K is above the noise that it learns."
-    return 'all-levels' if K>tuning_for(prior, name).get('below', K) else name
+    "That preset; `all-levels`, if K is above the noise that it learns, or no more than what it leaves alone."
+    t = tuning_for(prior, name)
+    return name if K<=t.get('below', K) and ('above' not in t or t['above']<K) else 'all-levels'
 
 # %% ../nbs/09_tune.ipynb #cd49026a
 class Experts(Prior):
@@ -201,7 +202,8 @@ def _expert(p, base, device):
     if not t.get('above'): return p
     base = base or load_prior(p.name, device)
     if base.fingerprint()!=t['base']: raise PriorError(f'{p.name}: was tuned from another {base.name} (weights {t["base"]}, here {base.fingerprint()})')
-    return Experts(p, base, t['above'])
+    p.bf16 = base.bf16
+    return Experts(p.to(base.device), base, t['above'])
 
 def load_person(path, # a file of `save_person`, or the hub id user/repo of `push_to_hub`
                 base=None, # the prior it was tuned from, needed for an adapter; None: load it by its name

@@ -114,9 +114,9 @@ class Bypass(nn.Module):
 
     def forward(self, x, t): # in float32 always: little noise is told from the picture by small differences
         with torch.autocast(x.device.type, enabled=False):
-            t = t.to(self.mix).clamp(0, len(self.mix)-1); i = t.long()
-            mix = self.mix[i].lerp(self.mix[(i+1).clamp(max=len(self.mix)-1)], (t-i)[:,None])
-            return torch.einsum('bnchw,bn->bchw', F.conv2d(around(x.to(self.maps)), self.maps).unflatten(1, (mix.shape[1], -1)), mix)
+            table = self.mix.float(); t = t.float().clamp(0, len(table)-1); i = t.long()
+            mix = table[i].lerp(table[(i+1).clamp(max=len(table)-1)], (t-i)[:,None])
+            return torch.einsum('bnchw,bn->bchw', F.conv2d(around(x.float()), self.maps.float()).unflatten(1, (mix.shape[1], -1)), mix)
 
     @torch.no_grad()
     def solve(self, x, abar): # N x ch x h x w: clean pictures, folded; the schedule

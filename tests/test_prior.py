@@ -1,7 +1,8 @@
 "Checkpoints in, refusals out."
 import json, pickle, struct
-import pytest, torch
+import pytest, torch, torch.nn.functional as F
 from safetensors.torch import save_file
+from gen2res.images import astronaut
 from gen2res.prior import PRIORS, GaussianPrior, Prior, PriorError, best_device, cache_path, load_prior, save_prior, where_is
 from gen2res.schedule import Schedule
 from gen2res.unet import UNet
@@ -116,6 +117,15 @@ def test_gaussian_prior_is_consistent():
     g,x = GaussianPrior(.1, .2),torch.randn(1,3,4,4)
     p = g(x, 400)
     assert torch.allclose(g.schedule.diffuse(p.x0, 400, p.eps), x, atol=1e-5)
+
+def test_the_larger_prior_of_a_checkout():
+    "Packed, its solved part whole; it names more noise than Wiener's filter does."
+    p = load_prior('faces128', 'cpu'); x0,b = astronaut(128),p.model.bypass
+    assert p.side==128 and p.model.config['patch']==4 and all(k in p.card for k in ('data', 'iterations', 'validation')) and p.card['start']=='faces64'
+    for t in (20, 120, 450):
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(t)); x_t = p.schedule.diffuse(x0, t, noise)
+        alone = F.pixel_shuffle(b(F.pixel_unshuffle(x_t, 4), torch.tensor([t])), 4)
+        assert (p(x_t, t).eps-noise).pow(2).mean() < .9*(alone-noise).pow(2).mean() < .4
 
 def test_shipped_prior(faces64):
     assert faces64.side==64 and not any(p.requires_grad for p in faces64.model.parameters()) and not faces64.model.training

@@ -121,3 +121,16 @@ def test_it_begins_with_what_fits(pictures, tiny):
     assert {'input_blocks.0.0.weight', 'out.2.weight', 'bypass.mix'} <= other and all(mine[k].equal(fresh[k]) for k in other)
     assert all(mine[k].equal(theirs[k]) for k in mine if k not in other) and t.avg.state_dict()['time_embed.0.weight'].equal(theirs['time_embed.0.weight'])
     assert mine['bypass.mix'].any() and not t.model.bypass.maps.requires_grad
+
+def test_a_learned_variance_on_another_device():
+    "Noise levels stay with the processor; everything else may be elsewhere."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from gen2res.train import _step_tables
+    s = Schedule.linear(); _step_tables(s)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2,3,4,4, device='cuda'); t = torch.tensor([0, 5])
+        assert diffusion_loss(s, torch.cat([x, x], 1), x, x, t, x, loss_weights(s)).device.type=='cuda'
+
+def test_a_bypass_of_another_schedule(pictures):
+    t = Trainer(pictures, None, ARCH | dict(patch=4, bypass=2), iters=1, batch=2, device='cpu', schedule=Schedule.linear(100)); t.step()
+    assert len(t.model.bypass.mix)==100 and t.prior().model.config['T']==100

@@ -41,7 +41,7 @@ def test_only_below(tiny):
         def batch_at(self, it): out = super().batch_at(it); seen.extend(out[1].tolist()); return out
     Spy(tiny, album, out=None, iters=20, batch=4, lr=1e-3, above=40, below=50).run(progress=False)
     assert len(seen)==80 and 40<=min(seen) and max(seen) < 50
-    with pytest.raises(ValueError, match='no noise level is from 50 on and below 50'): tune(tiny, album, above=50, below=50, **KW)
+    with pytest.raises(ValueError, match='no noise level of 1000 is from 50 on and below 50'): tune(tiny, album, above=50, below=50, **KW)
 
 def test_plain_loss_as_published(tiny):
     "No weights, no warm-up, no decay, Adam."
@@ -52,7 +52,7 @@ def test_plain_loss_as_published(tiny):
 def test_presets(faces64):
     assert PRESETS['generative']==dict(iters=3000, batch=4, lr=1e-5, dropout=.1) and PRESETS['personal']['iters']==5000
     assert tuning_for(faces64, 'fast')==PRESETS['fast'] | dict(above=16, below=147) and tuning_for(faces64, 'personal')==PRESETS['personal'] and tuning_for(faces64, dict(iters=7))==dict(iters=7)
-    assert [preset_for(faces64, n, K) for n,K in (('fast', 147), ('fast', 148), ('personal', 999))]==['fast', 'all-levels', 'personal']
+    assert [preset_for(faces64, n, K) for n,K in (('fast', 147), ('fast', 148), ('fast', 17), ('fast', 16), ('personal', 999), ('personal', 0))]==['fast', 'all-levels', 'fast', 'all-levels', 'personal', 'personal']
     with pytest.raises(ValueError, match="no tuning 'slow'; there are: generative, personal, all-levels, fast"): tuning_for(faces64, 'slow')
 
 def test_resumed(tiny, tmp_path):
