@@ -122,8 +122,8 @@ class Bypass(nn.Module):
     def solve(self, x, abar): # N x ch x h x w: clean pictures, folded; the schedule
         "Wiener's filter, from the second moments of the pictures."
         n,ch,abar = self.mix.shape[1],x.shape[1],abar.double()[:,None]
-        places = F.unfold(around(x), 3).transpose(1, 2).flatten(0, 1).double()
-        power,axes = torch.linalg.eigh(places.T@places/len(places))
+        places = (F.unfold(around(some), 3).transpose(1, 2).flatten(0, 1).double() for some in x.split(8))      # few at a time: large ones would fill the memory
+        power,axes = torch.linalg.eigh(sum(p.T@p for p in places)/(x.numel()/ch))
         here = axes[4::9].T                                                  # what each axis says of the middle of the 3 x 3
         seen = abar*power.clamp(min=0) + 1-abar
         mix,curves = factored((1-abar).sqrt()/seen, seen*here.pow(2).sum(1), n)

@@ -80,6 +80,7 @@ class SharedPrior(Prior):
                  album, # n x 3 x S x S in [-1, 1]
                  weight:float=1., # of the album's places beside the picture's own; 0: none
                  seed:int=0): # of the album's noise, one draw for the whole walk
+        if hasattr(prior, 'both'): raise ValueError(f'{prior.name}: was tuned for some noise levels only, and attention is shared in one network; take the prior that it came from')
         super().__init__(copy.deepcopy(prior.model), prior.schedule, prior.side, prior.variance, prior.name, prior.card)
         self.bf16,self.album = prior.bf16,album.to(prior.device)
         self.noise = seeded(seed, len(album)).randn_like(self.album)

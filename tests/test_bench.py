@@ -121,3 +121,8 @@ def test_tables_say_which_library_made_them(tmp_path, monkeypatch):
     assert row['value']=='1.5' and row['commit']==commit() and re.fullmatch(r'[0-9a-f]{7,40}\+?|[\d.]+', commit())
     commit.cache_clear(); monkeypatch.setattr(gen2res.bench, '_git', lambda *a: ''); assert commit()==gen2res.__version__
     commit.cache_clear()
+
+def test_priors_of_two_sides_on_the_same_photos(tmp_path):
+    np.savez(tmp_path/'faces_val_128.npz', images=np.random.default_rng(0).integers(0, 255, (3,128,128,3), dtype=np.uint8))
+    rows = list(bench.sides(tmp_path, scales=(2.,), n=2, Ks=(100,), steps=2))
+    assert {(r['method'], r['minus']) for r in rows}=={('input', ''), ('input', 'faces64'), ('faces64', ''), ('faces128', ''), ('faces128', 'faces64')} and {r['n'] for r in rows}=={2}

@@ -5,6 +5,7 @@ from gen2res.images import astronaut, resize
 from gen2res.prior import PriorError, load_prior
 from gen2res.restore import Restorer
 from gen2res.train import diffusion_loss
+from gen2res.untuned import SharedPrior
 from gen2res.tune import PRESETS, Experts, Tuner, binned, load_person, preset_for, save_person, tune, tuning_for
 
 album = torch.cat([resize(astronaut(64), 16), resize(astronaut(64), 16).flip(-1)])
@@ -109,6 +110,7 @@ def test_the_finest_levels_stay(tiny):
     pair.bf16 = True; assert pair.coarse.bf16 and pair.fine.bf16 and not tiny.bf16
     assert len({p.fingerprint() for p in (pair, pair.coarse, tiny, Experts(pair.coarse, tiny, 41))})==4
     with pytest.raises(ValueError, match='was tuned already'): tune(pair, album, **KW)
+    with pytest.raises(ValueError, match='attention is shared in one network'): SharedPrior(pair, album)
     with pytest.raises(ValueError, match='was tuned already'): Restorer(pair, 'generative')            # before an album is drawn
 
 @pytest.mark.parametrize('lora', [None, 2])
