@@ -10,7 +10,7 @@ cfg = ini['DEFAULT']
 
 LICENSES = {'apache2': 'Apache-2.0'}
 STATUSES = ['', '', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
-PYTHONS = '3.10 3.11 3.12 3.13 3.14'.split()
+PYTHONS = '3.11 3.12 3.13 3.14'.split()
 
 extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'metrics', 'lora', 'diffusers', 'restorers', 'cluster')}
 extras['dev'] = cfg['dev_requirements'].split() + extras['demo'] + extras['metrics'] + extras['lora'] + extras['diffusers'] + extras['restorers'] + extras['cluster']

@@ -7,7 +7,8 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUE
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
            'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'memory', 'commit', 'Ledger',
            'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times',
-           'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test']
+           'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test',
+           'stranger_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
-from .album import ALBUM_PLANS, album_K, generative_album, together
+from .album import ALBUM_PLANS, Member, album_K, generative_album, strangers, together
 from .constraints import Guide
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
@@ -570,5 +571,17 @@ def identity_test(data, resamples:int=100):
     for query in ('', 'camera', 'small', 'old'): yield from _across_videos(albums, query, resamples)
     for query in QUERIES: yield from _damaged_copies(val, query)
 
+def stranger_test(data, side:int=64):
+    "Rows of strangers.csv: one picture of the next person slipped into each album: does the warning name it, and how many of the person's own?"
+    a,named = portraits(data, 'albums', side),[]
+    albums = [a['images'][torch.from_numpy(a['subject']==who)] for who in np.unique(a['subject'])]
+    for own,others in zip(albums, albums[1:]+albums[:1]):
+        suspects = strangers([Member(i, x, side, '') for i,x in enumerate(torch.cat([own, others[:1]]).split(1))])
+        found = len(own) in (m.path for m in suspects)
+        named.append((found, (len(suspects)-found)/len(own)))
+    for whose,v in zip(("another's", 'own'), np.array(named, float).T):
+        low,high = interval(v)
+        yield dict(whose=whose, named=f'{v.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', albums=len(v), pictures=sum(map(len, albums)))
+
 BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
-MEASURES = {'metrics': metric_order, 'identity': identity_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder
+MEASURES = {'metrics': metric_order, 'identity': identity_test, 'strangers': stranger_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES', 'OWN_KS',
            'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait',
-           'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job', 'Claims',
-           'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale',
-           'identity_jobs', 'claim_identity', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old',
-           'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns',
-           'claim_preset', 'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_fast_own',
-           'claim_fast']
+           'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job', 'shown_job',
+           'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance',
+           'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes',
+           'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs',
+           'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes',
+           'our_plans', 'claim_plans', 'claim_fast_own', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -97,7 +97,12 @@ def tuned_album_job(b, who, damage, drawn=4, steps=None, **kw): # kw: of Restore
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=_kept(b, lambda r: generative_album(y, r.prior_for(y), drawn, every=0, steps=steps, seeds=1000*who), 'generative', seed=who, **kw))
 
-JOBS = {'portrait': portrait_job, 'person': person_job, 'album': album_job, 'tuned album': tuned_album_job}
+def shown_job(b, who, damage, of=None):
+    "The album's own pictures, as they are."
+    y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
+    return dict(y=y, truth=truth, x=album.expand(len(y), *album.shape))
+
+JOBS = {'portrait': portrait_job, 'person': person_job, 'album': album_job, 'tuned album': tuned_album_job, 'shown': shown_job}
 
 class Claims(Bench):
     "The bench of this page."
@@ -204,6 +209,12 @@ def identity_jobs(who, damage, Ks) -> dict: # by method
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
     yield from _measured(b, [identity_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, MADE, STRANGER)
+
+def claim_albums(b, people=range(20), damage='camera'):
+    "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
+    of = lambda w, **kw: dict(kind='shown', who=w, damage=damage, **kw)
+    rs = b.results([{OWN: of(w), STRANGER: of(w, of=w^1)} for w in people], STRANGER)
+    yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, STRANGER, SCORES)
 
 def seed_jobs(who, damage, Ks) -> dict: # by method
     "As measured, with the walks' first seed, and with three others."
@@ -338,4 +349,4 @@ def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, s
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}

@@ -127,11 +127,11 @@ def suggest_K(schedule:Schedule,
               x0, # the good picture, or the best guess at it (a first restoration serves)
               y0, # the photo to restore
               nats:float=3000., # tolerated KL of the whole picture
-             ) -> list: # K for each image, 1..T
+             ) -> list: # K for each image, 0..T; 0: they are the same
     "The fewest noise steps that bring the KL of Eq. 9 down to `nats`."
     per_snr = ((x0-y0)**2).flatten(1).sum(1).double().cpu()/2
     snr = schedule.abar/(1-schedule.abar)
-    return [min(int((d*snr > nats).sum())+1, schedule.T) for d in per_snr]
+    return [min(int((d*snr > nats).sum())+bool(d), schedule.T) for d in per_snr]
 
 # %% ../nbs/01_schedule.ipynb #72a5949e
 def equivalent_K(K:int, # noise steps at `from_side`

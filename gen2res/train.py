@@ -273,7 +273,10 @@ VAL_TS = (20, 60, 120, 250, 450, 700) # noise levels that are reported
 def fitting(there, here) -> dict: # two networks
     "Weights of the one that have the name and shape of one of the other's."
     mine = dict(here.named_parameters())
-    return {k: v for k,v in there.state_dict().items() if k in mine and mine[k].shape==v.shape}
+    fit = {k: v for k,v in there.state_dict().items() if k in mine and mine[k].shape==v.shape}
+    share = sum(v.numel() for v in fit.values())/sum(v.numel() for v in mine.values())
+    if share<.5: raise ValueError(f'only {share:.0%} of the weights of this network are in the one to begin with: their widths or depths differ')
+    return fit
 
 class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."

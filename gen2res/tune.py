@@ -62,7 +62,9 @@ class Experts(Prior):
         for p in self.both: p.bf16 = on
 
     def to(self, device):
-        for p in self.both: p.to(device)
+        "Elsewhere, the lower half is a copy: it is the caller's, who may still need it where it is."
+        self.coarse.to(device)
+        if self.fine.device!=self.coarse.device: self.fine.model = copy.deepcopy(self.fine.model).to(device)
         return self
 
     @contextmanager

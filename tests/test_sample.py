@@ -174,5 +174,6 @@ def test_suggest_K_does_what_it_says():
     s,x = Schedule.linear(),torch.zeros(2,3,64,64); y = torch.stack([x[0]+.1, x[1]+.3])
     a,b = suggest_K(s, x, y, nats=500)
     assert a < b and all(s.kl(x, y, k-1, per='image')[i] <= 500 < s.kl(x, y, k-2, per='image')[i] for i,k in enumerate((a,b)))
+    assert suggest_K(s, x, torch.stack([x[0], y[1]]), nats=500)==[0, b]
 
 def test_K_of_the_paper(tiny, faces64): assert paper_K(faces64)==equivalent_K(200, 256, 64)

@@ -121,6 +121,7 @@ def test_it_begins_with_what_fits(pictures, tiny):
     assert {'input_blocks.0.0.weight', 'out.2.weight', 'bypass.mix'} <= other and all(mine[k].equal(fresh[k]) for k in other)
     assert all(mine[k].equal(theirs[k]) for k in mine if k not in other) and t.avg.state_dict()['time_embed.0.weight'].equal(theirs['time_embed.0.weight'])
     assert mine['bypass.mix'].any() and not t.model.bypass.maps.requires_grad
+    with pytest.raises(ValueError, match='widths or depths differ'): Trainer(pictures, None, arch | dict(model_channels=64), start=tiny, device='cpu')
 
 def test_a_learned_variance_on_another_device():
     "Noise levels stay with the processor; everything else may be elsewhere."

@@ -112,6 +112,7 @@ def test_the_finest_levels_stay(tiny):
     with pytest.raises(ValueError, match='was tuned already'): tune(pair, album, **KW)
     with pytest.raises(ValueError, match='attention is shared in one network'): SharedPrior(pair, album)
     with pytest.raises(ValueError, match='was tuned already'): Restorer(pair, 'generative')            # before an album is drawn
+    assert pair.to('meta').fine.device.type=='meta' and tiny.device.type=='cpu'                          # the caller's stays where it was
 
 @pytest.mark.parametrize('lora', [None, 2])
 def test_a_pair_in_a_file(tiny, tmp_path, lora):
