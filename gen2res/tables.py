@@ -51,7 +51,7 @@ def photos(data, kind:str, split:str, part=slice(None), side:int=64) -> tuple: #
 # %% ../nbs/21_tables.ipynb #5e7b0c0f
 N_PHOTOS,BLOCK = 500,100 # unlabelled photos; how many of them make one job
 HELD = 16 # N for faces of 16 pixels and fewer
-TUNING = dict(iters=400, batch=16, lr=1e-4, cosine=True, decay=1., floor=0., ema=.99)      # the preset `fast` when the tables were measured; all in float32
+TUNING = dict(iters=400, batch=16, lr=1e-4, cosine=True, decay=1., floor=0., ema=.99, amp=True) # the preset `fast`, in bf16 where that is quick: half the time
 RIVALS = {'difface': 'pre-trained', 'ilvr': 'none', 'dda': 'none', 'pgdiff': 'pre-trained', 'dr2': 'none'} # supplement, Algorithms 3 to 6 and 8: does it start from a restorer's output?
 
 class Tables(Bench):
@@ -85,8 +85,9 @@ class Tables(Bench):
         plan = pseudo_numbers(self.prior, **dict(N=self.N(kind)) | numbers) if recipe=='ours' else self._rival(recipe)
         return self.job('targets', kind=kind, recipe=recipe, by=by or RIVALS.get(recipe, 'pre-trained'), split=split, block=block, seed=seed, **plan)
 
-    def training(self, kind, targets=None, losses=None, seed=0, iters=None, **n) -> dict: # targets: of `targets`, or 'truth'; losses: of tune_restorer; n: unlabelled photos, None for all
-        return dict(kind=kind, targets=targets or {}, losses=losses, seed=seed, tuning=self.tuning | (dict(iters=iters) if iters else {}), n=n.get('n', self.n))
+    def training(self, kind, targets=None, losses=None, seed=0, **kw) -> dict: # targets: of `targets`, or 'truth'; losses: of tune_restorer; kw: n, unlabelled photos (None for all), and of the tuning what differs
+        n = kw.pop('n', self.n)
+        return dict(kind=kind, targets=targets or {}, losses=losses, seed=seed, tuning=self.tuning | kw, n=n)
 
     def tuned(self, kind, **kw): return self.restored(kind, by=self.training(kind, **kw))
 
@@ -338,8 +339,9 @@ def table_iters(b, k, iters=(200,800)):
 
 @of('4 moderate')
 def table_seeds(b, k, n=3):
-    "The same tuning with other draws of everything: a difference below this one is chance."
-    return table(b, k, {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}, 'seed 0')
+    "The same tuning with other draws of everything: a difference below this one is chance. And in full precision."
+    seeds = {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}
+    return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0')
 
 TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds}
 
