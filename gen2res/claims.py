@@ -10,7 +10,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes',
            'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs',
            'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes',
-           'our_plans', 'claim_plans', 'claim_fast_own', 'claim_fast']
+           'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -337,6 +337,11 @@ def claim_plans(b, people=range(40, 48)):
     "Rows: all of these, compared with this page's."
     yield from _planned(b, our_plans(b), 'fast', people)
 
+def claim_softness(b, people=range(40, 46)):
+    "Rows: one thing at a time that may make a constrained restoration soft."
+    one = {'half the push': made_job({}, dict(scale=guide_scale(b.prior)/2)), 'an album from K = 300': made_job({}, dict(album_K=At(256, b.prior).t(300))), 'a third of the rate': made_job({}, lr=TUNING['lr']/3)}
+    yield from _planned(b, {'as here': made_job({})} | one, 'as here', people)
+
 def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     "Rows: the person's own album, learned as on this page and as one of these plans does."
     cheap = our_plans(b)[chosen]['tuning']
@@ -349,4 +354,4 @@ def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, s
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}

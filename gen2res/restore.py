@@ -99,9 +99,9 @@ def recipe_arguments(name:str, y, prior, K=None) -> dict:
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1
-def _album_plan(prior, preset, n, every, steps): # preset: its name, or None
+def _album_plan(prior, preset, n, every, steps, K): # preset: its name, or None
     "How large an album is and how its walks go: as given, else as goes with the tuning's preset."
-    K,own = album_K(prior),ALBUM_PLANS.get(preset, dict(n=16))
+    K,own = K or album_K(prior),ALBUM_PLANS.get(preset, dict(n=16))
     if preset in ALBUM_PLANS and steps is None: every,steps = own['every'] if every is None else every,min(K, own['steps'])
     return dict(n=n or own['n'], K=K, every=guide_every(K, len(prior.schedule.timesteps(K, steps))) if every is None else every, steps=steps)
 
@@ -111,7 +111,7 @@ class Restorer:
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|None=None, steps=None, # None: the recipe's K
                  album=None, # N x 3 x S x S: the person's photos, for 'personal' and 'closed-form'
-                 n:int|None=None, every:int|None=None, scale:float|None=None, album_steps=None, # of a generative album; None: what goes with `tuning`
+                 n:int|None=None, every:int|None=None, scale:float|None=None, album_steps=None, album_K:int|None=None, # of a generative album; None: what goes with `tuning`
                  tuning:dict|str|None=None, # the name of a preset, or arguments of `tune`; None: 'fast' for 'generative', 'all-levels' for 'personal'
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
@@ -125,7 +125,7 @@ class Restorer:
         tuning = tuning or ('fast' if recipe=='generative' else 'all-levels')
         preset = preset_for(prior, tuning, recipe_K(recipe, prior) if K is None else K) if isinstance(tuning, str) else None
         self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, preset or tuning)
-        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps)) if recipe=='generative' else None
+        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps, album_K)) if recipe=='generative' else None
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
         prior.schedule.timesteps(K := self.settings()['K'], steps)                         # complains now, not after an hour of tuning
@@ -259,7 +259,7 @@ def restorer_of(record, prior, album=None) -> Restorer:
     if record['weights']!=prior.fingerprint(): raise ValueError(f'made with {record["prior"]}{" tuned on a person" if "person" in record else ""}, weights {record["weights"]}; this is {prior.name}, weights {prior.fingerprint()}')
     if record.get('bf16', False)!=prior.bf16: raise ValueError(f'made with bf16 = {record.get("bf16", False)}; set it on the prior')
     if record['recipe'] in OWN and (album is None or album_hash(to_u8(album))!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
-    made = {'album_steps' if k=='steps' else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items() if k!='K'}
+    made = {f'album_{k}' if k in ('K', 'steps') else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items()}
     return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning'), seed=record.get('album_seed', 0))
 
 SMALLEST = 16 # pixels; below this a photo holds no face to restore

@@ -93,7 +93,7 @@ def test_fast_learns_the_noise_that_is_visited(tiny, faces64):
 def test_most_faithful(): assert most_faithful(torch.cat([-y, y.flip(-1), .9*y]), y)==2
 
 def test_record_makes_it_again(tiny, tmp_path):
-    for kw in (dict(), dict(recipe='ilvr'), dict(recipe='generative', n=2, album_steps=8, every=2, tuning=QUICK | dict(above=5), seed=5)):
+    for kw in (dict(), dict(recipe='ilvr'), dict(recipe='generative', n=2, album_K=30, album_steps=8, every=2, tuning=QUICK | dict(above=5), seed=5)):
         r = Restorer(tiny, K=20, **kw)
         x = r(y, 9, 1)
         save_image(x, tmp_path/'x.png', record(r.settings(), 9), overwrite=True)
