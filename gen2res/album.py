@@ -29,7 +29,7 @@ ALBUM_K,ALBUM_EVERY,PAPER_SIDE = 600,20,256 # Gen2Res Table S1
 ALBUM_PLANS = { # go with the presets of `tune` that are ours: in fewer steps, of which about as many are guided as of the paper's (see claims)
     'fast':       dict(n=8,  every=2, steps=43),
     'all-levels': dict(n=16, every=5, steps=86)}
-GUIDE_SCALES = {64: 1., 128: 2.} # by the prior's side, chosen by the table below; otherwise that of the published code
+GUIDE_SCALES = {64: 1., 128: 2.} # by the prior's side, chosen by the table below, made with faces64 and with faces128; otherwise that of the published code
 PUBLISHED_SCALE = .3
 
 def album_K(prior) -> int:
