@@ -154,16 +154,10 @@ def _at(rs, k) -> dict: # rs: of `results`
     given = next(iter(rs[0]))
     return {'input': [r[given][:,0].mean(0) for r in rs]} | {m: [r[m][:,1+k].mean(0) for r in rs] for m in rs[0]}
 
-def _beside(table, bases, names, **labels):
-    "Each method alone, then its differences from every base that is there."
-    first,*others = [b for b in bases if b in table]
-    yield from compared(table, first, names, **labels)
-    for base in others: yield from (row for row in compared(table, base, names, **labels) if row['minus'])
-
 def _measured(b, jobs, Ks, *bases, names=SCORES, **labels):
     "Rows for every K, each method compared with every base."
     rs = b.results(jobs, bases[0], names)
-    for k,K in enumerate(Ks): yield from _beside(_at(rs, k), bases, names, **labels, K=K)
+    for k,K in enumerate(Ks): yield from compared(_at(rs, k), bases, names, **labels, K=K)
 
 # %% ../nbs/20_claims.ipynb #ae88fc38
 def claim_K(b, people=range(12), damages=('camera','small')):

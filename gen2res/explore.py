@@ -148,11 +148,13 @@ def _rows(values, names, **labels): # values: people x names
         low,high = interval(v)
         yield dict(**labels, metric=m, value=f'{v.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', n=len(v))
 
-def compared(table:dict, base, names=SCORES, **labels):
-    "Rows of each method (name -> people x names), and of its difference from `base`."
+def compared(table:dict, base, names=SCORES, **labels): # base: a method, or several, of which those count that are there
+    "Rows of each method (name -> people x names), and of its difference from each `base`."
+    bases = [base] if isinstance(base, str) else [b for b in base if b in table]
     for name,v in table.items():
         yield from _rows(v, names, **labels, method=name, minus='')
-        if name!=base: yield from _rows(np.array(v)-np.array(table[base]), names, **labels, method=name, minus=base)
+        for b in bases:
+            if name!=b: yield from _rows(np.array(v)-np.array(table[b]), names, **labels, method=name, minus=b)
 
 def curves(rows, x:str, metric:str, ax, methods=None, minus='', **want):
     "Draw value against x with its interval, one curve per method; a method that does not depend on x is a dotted line."

@@ -66,9 +66,9 @@ def damaged_astronaut(side:int=64, seed:int=0):
 # %% ../nbs/10_restore.ipynb #75435ea0
 class At:
     "Converts a paper's numbers to a prior's side."
-    def __init__(self, side:int, prior): self.side,self.prior = side,prior
+    def __init__(self, side:int, prior, held:int|None=None): self.side,self.prior,self.held = side,prior,held # held: N whatever a paper says
     def t(self, K): return equivalent_K(K, self.side, self.prior.side, self.prior.schedule)
-    def N(self, N): return max(2, round(N*self.prior.shape[-1]/self.side))
+    def N(self, N): return self.held or max(2, round(N*self.prior.shape[-1]/self.side))
 
 Recipe = namedtuple('Recipe', 'K side constraints tau source', defaults=(lambda y, at: (), 0, '')) # K: None = from pure noise
 RECIPES = {
@@ -93,9 +93,9 @@ def recipe_K(name:str, prior) -> int:
     r = RECIPES[name]
     return prior.schedule.T if r.K is None else At(r.side, prior).t(r.K)
 
-def recipe_arguments(name:str, y, prior, K=None) -> dict:
+def recipe_arguments(name:str, y, prior, K=None, N=None) -> dict: # K, N: None for the recipe's
     "What `restore` needs for a recipe. Raises ValueError for an unknown one."
-    own,r = recipe_K(name, prior),RECIPES[name]; at = At(r.side, prior)
+    own,r = recipe_K(name, prior),RECIPES[name]; at = At(r.side, prior, N)
     return dict(K=own if K is None else K, constraints=r.constraints(prior.encode(y.to(prior.device)), at), tau=at.t(r.tau) if r.tau else 0)
 
 # %% ../nbs/10_restore.ipynb #41a7d5c1

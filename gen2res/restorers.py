@@ -67,7 +67,7 @@ class RestorationModel:
     def _run(self, x):
         "The network, in its own range of values."
         if self.arch in ('', *SIGNED): return self._face(x)
-        return self.call(self.model, (x+1)/2)*2-1
+        return self.call(self.model, (x+1)/2).float()*2-1
 
     def _face(self, x):
         "Networks in [-1, 1]; GFPGAN's own noise is left out, so that a photo has one answer."
@@ -256,8 +256,8 @@ class CodeLosses(ImageLosses):
 
     @torch.no_grad()
     def words(self, target):
-        "(code words B x places, their vectors B x C x 16 x 16) of clean pictures."
-        q,_,about = self.quantize(self.encoder(target))
+        "(code words B x places, their vectors B x C x 16 x 16) of clean pictures, in full precision: rounded, the nearest of two near ones would be the other."
+        with torch.autocast(target.device.type, enabled=False): q,_,about = self.quantize(self.encoder(target.float()))
         return about['min_encoding_indices'].view(len(target), -1),q
 
     def __call__(self, restorer, y, target):
@@ -273,17 +273,23 @@ RESTORER_PRESETS = { # arguments of tune_restorer
     'released': dict(iters=20_000, batch=16, lr=2e-5, cosine=True, decay=1., floor=.25), # the authors' released configuration: 2e-5 to 5e-6
     'fast':     dict(iters=400, batch=16, lr=1e-4, cosine=True, decay=1., floor=0., ema=.99)} # ours, for 64 pixels
 
+def _whole(model):
+    "No block is left out in training. (Spandrel builds every SwinIR so that a tenth of the last one's outputs are, however it was trained.)"
+    for m in model.modules():
+        if hasattr(m, 'drop_prob'): m.drop_prob = 0.
+
 class RestorerTuner(Run):
     "Trains a copy of a restorer on pairs; resumes from `out`/state.pt; leaves `out`/restorer.safetensors."
     def __init__(self, restorer, pairs, # pairs(generator, n) -> (photos, targets), n x 3 x S x S in [-1, 1] each
                  real=None, # N x 3 x S x S, uint8: good photos for the discriminator
                  out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, val=None, # val: (photos, truths) to measure on
-                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, **kw): # losses: arguments of ImageLosses or CodeLosses; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
+                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, drop_path:bool=False, **kw): # losses: arguments of ImageLosses or CodeLosses; drop_path: leave out blocks by chance, as SwinIR may in training; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
         super().__init__(out, iters, lr, seed=seed, ema=ema, **kw)
         self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = restorer.device,pairs,real,batch,val,amp,flips,restorer.name
-        self.data,self.side = data,side
+        self.data,self.side,self.drop_path = data,side,drop_path
         torch.manual_seed(seed)
         self.restorer = copy.deepcopy(restorer); self.model = self.restorer.model.to(self.device).float().train()
+        if not drop_path: _whole(self.model)
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         make = partial(CodeLosses, start=self.model, vqgan=vqgan) if restorer.arch=='CodeFormer' else ImageLosses
         self.losses = make(self.device, lr, **(losses or {}))
@@ -297,7 +303,7 @@ class RestorerTuner(Run):
         self.resume()
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt) | self.losses.parts()
-    def fixed(self): return {k: getattr(self, k) for k in ('batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','name')} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
+    def fixed(self): return {k: getattr(self, k) for k in ('batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','drop_path','name')} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
 
     def batch_at(self, it):
         "Photos, targets and good photos of iteration `it`."

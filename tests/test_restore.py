@@ -27,6 +27,7 @@ def test_numbers_are_converted(faces64):
     assert low.lo==equivalent_K(360, 512, 64) and low.phi.keywords['N']==2
     assert isinstance(a('dda')['constraints'][0], Guide) and isinstance(a('pgdiff')['constraints'][0], PartialGuide) and isinstance(a('ilvr')['constraints'][0], LowFreq)
     assert a('dr2')['tau']==equivalent_K(300, 512, 64) and recipe_arguments('pseudo', y, faces64, 99)['K']==99
+    assert [recipe_arguments('ilvr', y, faces64, N=n)['constraints'][0].phi.keywords['N'] for n in (None, 16)]==[4, 16]
 
 def test_unknown_recipe(tiny):
     with pytest.raises(ValueError, match='unknown recipe .nope.; there are: plain'): Restorer(tiny, 'nope')

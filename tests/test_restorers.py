@@ -114,6 +114,12 @@ def test_learns_and_leaves_the_given_one_alone():
     gap = lambda m: (m(y/127.5-1)-(x/127.5-1)).abs().mean()
     assert gap(tuned) < .7*gap(r) and all(torch.equal(a, b) for a,b in zip(before.values(), r.model.state_dict().values()))
 
+def test_no_block_is_left_out_by_chance(tmp_path):
+    "Read from a file, spandrel's SwinIR would leave some out in training."
+    r = load_restorer(save_restorer(little(), tmp_path/'r.safetensors'), 'cpu'); u8 = torch.zeros(2,3,64,64, dtype=torch.uint8)
+    rates = lambda **kw: {m.drop_prob for m in RestorerTuner(r, from_pairs(u8, u8), iters=1, batch=2, losses=dict(gan=0.), **kw).model.modules() if hasattr(m, 'drop_prob')}
+    assert rates()=={0.} and max(rates(drop_path=True))>0
+
 def test_the_same_seed_whatever_was_loaded_before():
     from gen2res.embedder import load_embedder
     from gen2res.metrics import metric

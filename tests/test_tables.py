@@ -58,7 +58,7 @@ def test_tables_about_codeformer(bench, data, codeformer, monkeypatch):
     for name,bench.methods in (('5', ['encoder']), ('8', ['token 1.0'])):
         alone = [r for r in TABLES[name](bench, kinds=SETS[1:2]) if r['minus']=='']
         assert len({r['method'] for r in alone})==2 and all(r['n']==2 for r in alone)
-    assert losses==[dict(tuned=['encoder']), None, dict(token=1.)]
+    assert losses==[dict(tuned=['encoder']), {}, dict(token=1.)]
     with pytest.raises(ValueError, match='any restorer but CodeFormer'): list(TABLES['6'](bench))
 
 def test_more_of_codeformer_is_held_at_4x(bench, faces64, codeformer):
@@ -124,6 +124,11 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(bench, monkeypatch):
     bench.done([bench.tuned('4 moderate', n=2), bench.tuned('4 moderate', n=3)])
     (y2,x2),(y3,x3) = seen; assert len(x2)==2 and len(x3)==3 and torch.equal(x3[:2], x2) and torch.equal(y3[:2], y2)
     whole = bench.done([bench.targets('4 moderate', split='train')])[0]['x']; assert (whole[:3]-tables.torch.stack([t.float()/127.5-1 for t in x3])).abs().max() < .02
+
+def test_rivals_hold_as_much_as_ours(bench, monkeypatch):
+    held = []; monkeypatch.setattr(tables, 'recipe_arguments', lambda name, y, prior, K, N, real=tables.recipe_arguments: held.append((name, N)) or real(name, y, prior, K, N))
+    bench.done([bench.targets(k, 'ilvr') for k in ('2 moderate', '4 moderate')])
+    assert {*held}=={('ilvr', bench.N('2 moderate')), ('ilvr', tables.HELD)} and bench.N('2 moderate')<tables.HELD
 
 def test_a_tuned_restorer_is_kept_and_tuned_once(bench, monkeypatch):
     seen,real = [],tables.tune_restorer
