@@ -145,6 +145,8 @@ def test_orders_are_compared_with_the_papers():
     rows = [row(-1., -2., -.5), row(1., .5, 2.), row(-1., -2., .5), row(1., .5, 2., kind='8 severe', method='difface', minus='targets'), row(1., 1., 1., minus=''), row(1., 1., 1., metric='ids64'), row(1., 1., 1., kind='4 severe')]
     assert [o['verdict'] for o in orderings([dict(r, kind='2 moderate') for r in rows[:3]], paper, '1', '14')]==['holds','reversed','undecided']   # as hard as the paper's
     assert [o['verdict'] for o in orderings(rows[:3], paper, '1', '14')]==['holds','reversed','undecided'] and [o['verdict'] for o in orderings(rows[3:], paper, '2')]==['holds']
+    real = [dict(table='3', kind='wider-test-200', restorer='', method=m, metric='fid-ffhq', value=v) for m,v in (('tuned', '84.7'), ('pre-trained', '87.6'))]
+    assert [o['verdict'] for o in orderings([row(-1., -2., -.5, kind='real', metric='fd64 good')], real, '3')]==['holds']
 
 def test_photos_of_the_paper(bench, monkeypatch):
     "Which of the paper's kinds each table is asked of by default, as its captions have it."
