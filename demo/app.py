@@ -56,6 +56,13 @@ RUNNING = {} # visitor -> the events that stop what they run
 def cancel(request:gr.Request):
     for event in RUNNING.get(name(request), []): event.set()
 
+def said_stop(request:gr.Request):
+    cancel(request); gr.Info('Cancelled.', duration=3)
+
+def stops(button, *started):
+    "What runs ends at its next step; what still waits in the queue is taken out of it. (A queue of its own, for a toast needs one.)"
+    button.click(said_stop, concurrency_id='stop', concurrency_limit=None, show_progress='hidden', api_visibility='private', cancels=list(started))
+
 @contextmanager
 def work(request, progress): # -> watch(stage, done, of) for the library's long work
     "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
@@ -295,8 +302,8 @@ def restore_tab():
             with gr.Accordion('All of it: faces, samples, and where they differ', open=False): sheet = sheet_of('Sheet')
             with gr.Accordion('Faces found', open=False): seen = sheet_of('Faces')
     photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
-    guess.click(suggested, photo, K, **QUEUE)
-    go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
+    stops(no, guess.click(suggested, photo, K, **QUEUE),
+          go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result, **QUEUE))
 
 def album_tab():
     gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
@@ -308,9 +315,9 @@ def album_tab():
         with gr.Column(scale=3):
             photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')
             result = slider(); file = download('PNG with its record')
-    files.change(looked_at, files, [album, said]); learn.click(tuned, [files, preset], person, **QUEUE)
-    go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
-    for b in (no, no2): b.click(cancel, queue=False, api_visibility='private')
+    files.change(looked_at, files, [album, said])
+    started = learn.click(tuned, [files, preset], person, **QUEUE),go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
+    for b in (no, no2): stops(b, *started)
 
 def adapt_tab():
     gr.Markdown('Photos that were all damaged in the same, unknown way, dozens or hundreds of them. The prior cleans them, the small restorer learns to do the same in one pass, and the prior is not needed any more.')
@@ -320,7 +327,8 @@ def adapt_tab():
             learn,no = buttons('Adapt'); adapted_file = download('The adapted restorer'); sheet = sheet_of('The first of them')
         with gr.Column(scale=3):
             photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
-    learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet, **QUEUE); go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
+    stops(no, learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet, **QUEUE),
+          go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result, **QUEUE))
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
@@ -329,7 +337,7 @@ def explore_tab():
             with gr.Row(): knobs = [gr.Dropdown(list(values), value=values[len(values)//2] if not i else values[0], label=k) for i,(k,values) in enumerate(e.knobs.items())]
             go,no = buttons('Try'); figure = sheet_of('Figure')
             for k in knobs: k.input(e.drawn, [photo, *knobs], figure)
-            go.click(e.tried, [photo, *knobs], figure, **QUEUE); no.click(cancel, queue=False, api_visibility='private')
+            stops(no, go.click(e.tried, [photo, *knobs], figure, **QUEUE))
 
 CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 .sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */

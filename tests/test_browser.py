@@ -101,6 +101,15 @@ def test_cancel_frees_the_queue(visitors, tmp_path):
     long.set_K(4); long.press('Restore'); assert read_record(long.result(tmp_path/'long'))['K']==4
 
 @in_browser
+def test_cancel_takes_what_waits_out_of_the_queue(visitors, tmp_path):
+    long,waits = visitors(),visitors()
+    for v,K in ((long, 1000), (waits, 4)): v.upload_face(photo(tmp_path, f'K{K}')); v.set_K(K)
+    long.press('Restore'); long.tab.get_by_text('s left', exact=False).first.wait_for()
+    waits.press('Restore'); waits.tab.get_by_text('queue', exact=False).first.wait_for(); waits.press('Cancel'); waits.toast('Cancelled')
+    long.press('Cancel'); long.set_K(5); long.press('Restore'); assert read_record(long.result(tmp_path/'long'))['K']==5
+    assert waits.tab.locator('.handout a[download]').count()==0          # it was before this in the queue
+
+@in_browser
 def test_two_at_once_get_their_own(faces64, visitors, tmp_path):
     both = {f'user{i}': (visitors(), photo(tmp_path, f'user{i}', 1-.3*i)) for i in range(2)}
     for v,p in both.values(): v.upload_face(p); v.set_K(6)
