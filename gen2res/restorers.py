@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIGNED', 'RESTORER_PRESETS', 'RestorationModel', 'load_restorer', 'save_restorer', 'OnePass', 'small_swinir',
            'Discriminator', 'log_one_minus_D', 'minus_log_D', 'ImageLosses', 'codes', 'CodeLosses', 'RestorerTuner',
-           'from_pairs', 'tune_restorer', 'adapt']
+           'damaging', 'from_pairs', 'tune_restorer', 'adapt']
 
 # %% ../nbs/12_restorers.ipynb #c9098cdd
 import copy, json, math, warnings
@@ -15,6 +15,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from safetensors import safe_open
 from safetensors.torch import save
+from .degrade import degrade
 from .images import ImageError, atomic, grid, list_images, load_image, resize, save_image
 from .metrics import metric
 from .prior import PriorError, autocast, best_device, read_state, shipped, weights_hash
@@ -346,6 +347,13 @@ class RestorerTuner(Run):
     def finish(self):
         if self.out: save_restorer(self.result(), self.out/'restorer.safetensors')
         return self.result()
+
+def damaging(images, recipe:str='classic:swinir'): # N x 3 x S x S, uint8; see degrade
+    "Random good pictures, and what a recipe makes of each by its own draw: pairs to train a restorer on from the start (DT-BFR, Eq. 9)."
+    def pairs(g, n):
+        x = to_unit(images[torch.randint(0, len(images), (n,), generator=g)])
+        return degrade(x, recipe, seeds=torch.randint(0, 2**31, (n,), generator=g).tolist()),x
+    return pairs
 
 def from_pairs(photos, targets): # N x 3 x S x S, uint8
     "Random pairs of two sets in the same order."

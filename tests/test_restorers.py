@@ -6,7 +6,7 @@ from torch import nn
 from gen2res.images import ImageError, resize, save_image
 from gen2res.prior import PriorError
 from gen2res.pseudo import make_targets
-from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, adapt, codes, from_pairs, load_restorer,
+from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, adapt, codes, damaging, from_pairs, load_restorer,
                                log_one_minus_D, minus_log_D, save_restorer, small_swinir, tune_restorer)
 from gen2res.tune import to_u8
 
@@ -113,6 +113,11 @@ def test_learns_and_leaves_the_given_one_alone():
     tuned = tune_restorer(r, y, x, iters=30, **QUICK)
     gap = lambda m: (m(y/127.5-1)-(x/127.5-1)).abs().mean()
     assert gap(tuned) < .7*gap(r) and all(torch.equal(a, b) for a,b in zip(before.values(), r.model.state_dict().values()))
+
+def test_pairs_are_damaged_anew_each_by_its_own_draw():
+    good = to_u8(pictures(1)).expand(3, -1, -1, -1); pairs = damaging(good, 'camera:severe'); g = lambda s: torch.Generator().manual_seed(s)
+    (y,x),(again,_),(other,_) = (pairs(g(s), 2) for s in (0, 0, 1))
+    assert y.equal(again) and not y.equal(other) and not y[0].equal(y[1]) and x[0].equal(x[1]) and to_u8(x[:1]).equal(good[:1])
 
 def test_no_block_is_left_out_by_chance(tmp_path):
     "Read from a file, spandrel's SwinIR would leave some out in training."
