@@ -304,7 +304,7 @@ def claim_preset(b, people=range(12, 16)):
     yield from _measured(b, [{FREE: j[FREE], 'paper': paper(j[MADE]), 'fast': j[MADE]} for j in map(in_turns, people)], OWN_KS, 'paper')
 
 # %% ../nbs/20_claims.ipynb #b32ab666
-def claim_preset_own(b, people=range(4), damage='camera'):
+def claim_preset_own(b, people=range(3), damage='camera'):
     "Rows: the person's own album, tuned as in Table S1, and as on this page."
     paper = lambda own: own | dict(tuning=PRESETS['personal'] | dict(amp=True))
     yield from _measured(b, [j | dict(paper=paper(j[OWN])) for j in (person_jobs(w, damage, OWN_KS) for w in people)], OWN_KS, 'paper')
