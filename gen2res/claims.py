@@ -164,11 +164,13 @@ def claim_K(b, people=range(12), damages=('camera','small')):
     "Rows: each measure against K, free and constrained by a generative album."
     for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS) for w in people], KS, FREE, damage=d)
 
+def _pictures(rs): return {m: v for m,v in _at(rs, 0).items() if m!='input'}
+
 def _albums(b, made, base, people, damages, names=('to_photo', *SCORES), **kw): # made: method -> job, as far as it differs from an album; kw: of all
     "Rows: pictures of generative albums, made in several ways."
     for d in damages:
         rs = b.results([{m: dict(kind='album', who=w, damage=d) | kw | j for m,j in made.items()} for w in people], base, names)
-        yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, base, names, damage=d)
+        yield from compared(_pictures(rs), base, names, damage=d)
 
 # %% ../nbs/20_claims.ipynb #13347837
 def claim_detail(b, people=range(8), damages=('camera',), n=4):
@@ -208,7 +210,7 @@ def claim_albums(b, people=range(20), damage='camera'):
     "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
     of = lambda w, **kw: dict(kind='shown', who=w, damage=damage, **kw)
     rs = b.results([{OWN: of(w), STRANGER: of(w, of=w^1)} for w in people], STRANGER)
-    yield from compared({m: v for m,v in _at(rs, 0).items() if m!='input'}, STRANGER, SCORES)
+    yield from compared(_pictures(rs), STRANGER, SCORES)
 
 def seed_jobs(who, damage, Ks) -> dict: # by method
     "As measured, with the walks' first seed, and with three others."
