@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD', 'TUNING', 'WEIGHTS', 'RIVALS', 'NAMES', 'SET',
-           'SINGLE', 'THEIRS', 'PARTS', 'LOSSES', 'TABLES', 'AS', 'photos', 'Tables', 'theirs', 'alone', 'set_score',
-           'jackknife', 'table', 'of', 'table_1', 'table_2', 'table_3', 'table_15', 'choices', 'table_19', 'table_21',
-           'table_11', 'table_12', 'table_4', 'table_5', 'table_6', 'table_8', 'table_10', 'table_13', 'table_23',
-           'table_24', 'table_26', 'table_27', 'table_steps', 'table_iters', 'table_seeds', 'printed', 'orderings']
+           'SINGLE', 'THEIRS', 'AS', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'theirs', 'alone', 'set_score',
+           'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15',
+           'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12', 'table_4',
+           'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_iters', 'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -210,147 +210,6 @@ def of(*paper, own=False): # paper: its kinds; own: at 64 pixels by their own na
 
 def _rivals(b, k, names=('difface','pgdiff','dr2')): return {r: b.targets(k, r) for r in names}
 
-def _main(b, k): return {'photo': b.restored(k, 'none'), 'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)}
-
-@of(*SETS, own=True)
-def table_1(b, k):
-    "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth, on each kind of photos; at 64 pixels on the paper's own kinds, too, which are harder there."
-    return table(b, k, _main(b, k) | {'tuned on truth': b.tuned(k, targets='truth')}, 'pre-trained', 'targets', 'tuned')
-
-@of('8 moderate','8 severe')
-def table_2(b, k):
-    "Table 2, top: targets by other papers' procedures, same prior, same number of steps. The paper prints the mean of both kinds."
-    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k)} | _rivals(b, k, RIVALS), 'targets')
-
-@of(REAL)
-def table_3(b, k, on=None, n=None):
-    "Table 3: real photos. Ours are the aligned faces of `degraded`; tuned on other photos, and on these themselves. `ids64` and `pd64` are to the photo."
-    on = on or b.here('4 severe')[0]
-    return table(b, k, _main(b, k) | {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))} | _rivals(b, k), 'pre-trained', f'tuned on {on}', names=('ids64','pd64','detail'), sets=SET[1:])
-
-@of('4 moderate','8 moderate')
-def table_15(b, k):
-    "Tables 15 and, of severe noise, 16 and 25: what tuning gains, beside other papers' procedures. Table 25 prints the means of both kinds of 16 by two measures of the person; they join where their weights are."
-    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained', 'targets', 'tuned')
-
-def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K of walks that nothing holds; Ns: at the paper's side, None: half and twice as much as ours
-    "Tables 11 and 19: what differs from ours, named by the paper's numbers, at its side, and converted; steps in the paper's proportion. An N below 2 would hold everything."
-    Ns = [n*prior.side//PSEUDO_SIDE for n in Ns] if Ns else (N//2, N*2)
-    at,steps = At(PSEUDO_SIDE, prior),lambda K: dict(K=at.t(K), steps=max(1, round(pseudo_numbers(prior)['steps']*K/600)))
-    return {'ours': {}, **{f'N {n*PSEUDO_SIDE//prior.side}': dict(N=n) for n in Ns if n>1 and n!=N}, 'L 0': dict(L=0), 'L 180': dict(L=at.t(180)), 'K 900': steps(900),
-            **{f'free from {K}': steps(K) | dict(L=prior.schedule.T) for K in free}}
-
-def _free(b, k): return {m: v for m,v in choices(b.prior, b.N(k), (180,600,900)).items() if m=='ours' or 'free' in m}
-
-@of('4 moderate', own=True)
-def table_19(b, k):
-    "Table 19: N, K, L, and no constraint, in the targets; at 64 pixels on the paper's own kind, too. (Table 20 asks it of CodeFormer at '4 severe'.)"
-    return table(b, k, {c: b.targets(k, **v) for c,v in choices(b.prior, b.N(k), Ns=(8, 16, 32, 64, 128)).items()}, 'ours')
-
-@of('4 moderate')
-def table_21(b, k):
-    "Table 21: the same, in restorers tuned on them. (Table 22 asks it of CodeFormer at '4 severe'.)"
-    return table(b, k, {c: b.tuned(k, targets=v) for c,v in choices(b.prior, b.N(k)).items()}, 'ours')
-
-@of('4 severe')
-def table_11(b, k):
-    "Table 11: the more is free, the better the faces (`fd64 good`) and the less they are the person's."
-    return table(b, k, {c: b.targets(k, **v) for c,v in _free(b, k).items()}, 'ours')
-
-@of('4 severe')
-def table_12(b, k):
-    "Table 12: the same, in restorers tuned on them."
-    return table(b, k, {c: b.tuned(k, targets=v) for c,v in _free(b, k).items()}, 'ours')
-
-@of('4 moderate')
-def table_4(b, k, ns=(20,100,500,1000,None)):
-    "Table 4: how many photos? (Table 9 asks it at '4 severe'.)"
-    return table(b, k, {'pre-trained': b.restored(k)} | {str(n or 'all'): b.tuned(k, n=n) for n in ns}, 'pre-trained', photos='in the name')
-
-def _losses(b, k, jobs, base, codes): # jobs: method -> losses; codes: are they CodeFormer's?
-    if codes!=(b.restorer.arch=='CodeFormer'): raise ValueError(f'this table is about {"CodeFormer" if codes else "any restorer but CodeFormer"}: name a file with --restorer')
-    return table(b, k, {m: b.tuned(k, losses=l or None) for m,l in jobs.items()}, base)
-
-PARTS = {'encoder': dict(tuned=['encoder']), 'encoder, transformer': {}, 'encoder, transformer, cft': dict(tuned=['encoder','transformer','cft'])}
-
-@of('4 severe')
-def table_5(b, k):
-    "Table 5: which parts of CodeFormer? The paper does not say which losses tune its CFT; here Eq. 6's join for it."
-    return _losses(b, k, PARTS, 'encoder, transformer', True)
-
-LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {}} | {f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}
-
-@of('4 moderate')
-def table_6(b, k):
-    "Tables 6, 7: which losses, with which weights (perceptual, GAN)?"
-    return _losses(b, k, LOSSES, 'all', False)
-
-@of('8 moderate')
-def table_8(b, k):
-    "Table 8: how much weight for CodeFormer's code words (Eq. 13)? Its caption says '4 severe', its numbers are of these."
-    return _losses(b, k, {'token 1.0': dict(token=1.), 'token 0.5': {}, 'token 0.1': dict(token=.1)}, 'token 0.5', True)
-
-@of('4 moderate')
-def table_10(b, k):
-    "Table 10: DR2's outputs as targets. The paper's photos are Wider-Test-200's; these have a truth."
-    return table(b, k, {'ours': b.tuned(k), 'dr2': b.tuned(k, targets=dict(recipe='dr2'))}, 'ours')
-
-@of(*SETS)
-def table_13(b, k):
-    "Table 13: DifFace on the pre-trained and on the tuned restorer. The paper prints the mean of all kinds, and tunes a SwinIR of its own for it."
-    return table(b, k, {'difface': b.targets(k, 'difface'), 'difface, tuned': b.targets(k, 'difface', by=b.training(k))}, 'difface')
-
-@of(*SETS)
-def table_23(b, k):
-    "Table 23: targets of the restorer's outputs, and of the photos themselves."
-    return table(b, k, {'restorer first': b.targets(k), 'photos': b.targets(k, by='none')}, 'restorer first')
-
-@of(*SETS)
-def table_24(b, k):
-    "Table 24: the same, in restorers tuned on them."
-    return table(b, k, {'restorer first': b.tuned(k), 'photos': b.tuned(k, targets=dict(by='none'))}, 'restorer first')
-
-@of('4 mild','8 mild')
-def table_26(b, k):
-    "Table 26: mild noise."
-    return table(b, k, _main(b, k), 'pre-trained')
-
-def table_27(b, repeats=5):
-    "Table 27: weights in millions and seconds a photo, alone, on this machine; the median of several, taken in turns."
-    y,size = b.photos(SETS[0], part=slice(1))[0].to(b.prior.device),lambda m: sum(p.numel() for p in m.parameters())/1e6
-    net,both = size(b.prior.model),size(b.prior.model)+size(b.restorer.model)
-    rival = lambda r: b._by_recipe(r, b._first(y, RIVALS[r]), [0], **b._rival(r))
-    ways = {'restorer, tuned or not': (size(b.restorer.model), lambda: b.restorer(y)), 'one step of the prior': (net, lambda: bare(b.prior, y, [100])),
-            'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, partial(rival, r)) for r in ('difface','pgdiff','dr2')}}
-    seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
-    for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
-
-TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
-          '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
-          '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '26': table_26, '27': table_27}
-TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7', '16': '25'}.items() for same in others.split()}
-
-# -- not the paper's: do the small sizes of this page stand in for larger ones, and how much is chance?
-@of('4 moderate')
-def table_steps(b, k, steps=(27,150)):
-    "Targets in fewer and in more steps than a quarter of K; the paper has 150 from its K."
-    ours = pseudo_numbers(b.prior)['steps']
-    return table(b, k, {str(n): b.targets(k, steps=n) for n in sorted({*steps, ours})}, str(ours))
-
-@of('4 moderate')
-def table_iters(b, k, iters=(200,800,2400)):
-    "Shorter and longer tunings."
-    ours = b.tuning['iters']
-    return table(b, k, {'pre-trained': b.restored(k)} | {str(n): b.tuned(k, iters=n) for n in sorted({*iters, ours})}, str(ours), iters='in the name')
-
-@of('4 moderate')
-def table_seeds(b, k, n=3):
-    "The same tuning with other draws of everything: a difference below this one is chance. And in full precision."
-    seeds = {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}
-    return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0')
-
-TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds}
-
 # %% ../nbs/21_tables.ipynb #dfe0e26d
 AS = {'psnr': 'psnr', 'ssim': 'ssim', 'pd64': 'lpips', 'fd64': 'fid', 'fd64 good': 'fid-ffhq'} # our measures and the paper's
 
@@ -377,3 +236,159 @@ def orderings(rows, paper, *numbers, restorer='SwinIR'): # rows: of read_rows
         if a==b: continue
         verdict = 'undecided' if r['low']<=0<=r['high'] else 'holds' if (r['value']>0)==(a>b) else 'reversed'
         yield dict(kind=r['kind'], method=r['method'], minus=r['minus'], metric=r['metric'], paper=round(a-b, 4), ours=r['value'], verdict=verdict)
+
+# %% ../nbs/21_tables.ipynb #94dfaeff
+def _main(b, k): return {'photo': b.restored(k, 'none'), 'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)}
+
+@of(*SETS, own=True)
+def table_1(b, k):
+    "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth, on each kind of photos; at 64 pixels on the paper's own kinds, too, which are harder there."
+    return table(b, k, _main(b, k) | {'tuned on truth': b.tuned(k, targets='truth')}, 'pre-trained', 'targets', 'tuned')
+
+# %% ../nbs/21_tables.ipynb #a16701b0
+@of('4 mild','8 mild')
+def table_26(b, k):
+    "Table 26: mild noise."
+    return table(b, k, _main(b, k), 'pre-trained')
+
+# %% ../nbs/21_tables.ipynb #2cd72ec3
+@of(REAL)
+def table_3(b, k, on=None, n=None):
+    "Table 3: real photos. Ours are the aligned faces of `degraded`; tuned on other photos, and on these themselves. `ids64` and `pd64` are to the photo."
+    on = on or b.here('4 severe')[0]
+    return table(b, k, _main(b, k) | {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))} | _rivals(b, k), 'pre-trained', f'tuned on {on}', names=('ids64','pd64','detail'), sets=SET[1:])
+
+# %% ../nbs/21_tables.ipynb #7fcf5be0
+@of('8 moderate','8 severe')
+def table_2(b, k):
+    "Table 2, top: targets by other papers' procedures, same prior, same number of steps. The paper prints the mean of both kinds."
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k)} | _rivals(b, k, RIVALS), 'targets')
+
+@of('4 moderate','8 moderate')
+def table_15(b, k):
+    "Tables 15 and, of severe noise, 16 and 25: what tuning gains, beside other papers' procedures. Table 25 prints the means of both kinds of 16 by two measures of the person; they join where their weights are."
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained', 'targets', 'tuned')
+
+# %% ../nbs/21_tables.ipynb #ff702ed1
+@of(*SETS)
+def table_23(b, k):
+    "Table 23: targets of the restorer's outputs, and of the photos themselves."
+    return table(b, k, {'restorer first': b.targets(k), 'photos': b.targets(k, by='none')}, 'restorer first')
+
+@of(*SETS)
+def table_24(b, k):
+    "Table 24: the same, in restorers tuned on them."
+    return table(b, k, {'restorer first': b.tuned(k), 'photos': b.tuned(k, targets=dict(by='none'))}, 'restorer first')
+
+# %% ../nbs/21_tables.ipynb #f6d83784
+@of(*SETS)
+def table_13(b, k):
+    "Table 13: DifFace on the pre-trained and on the tuned restorer. The paper prints the mean of all kinds, and tunes a SwinIR of its own for it."
+    return table(b, k, {'difface': b.targets(k, 'difface'), 'difface, tuned': b.targets(k, 'difface', by=b.training(k))}, 'difface')
+
+# %% ../nbs/21_tables.ipynb #07e5e7f1
+def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K of walks that nothing holds; Ns: at the paper's side, None: half and twice as much as ours
+    "Tables 11 and 19: what differs from ours, named by the paper's numbers, at its side, and converted; steps in the paper's proportion. An N below 2 would hold everything."
+    Ns = [n*prior.side//PSEUDO_SIDE for n in Ns] if Ns else (N//2, N*2)
+    at,steps = At(PSEUDO_SIDE, prior),lambda K: dict(K=at.t(K), steps=max(1, round(pseudo_numbers(prior)['steps']*K/600)))
+    return {'ours': {}, **{f'N {n*PSEUDO_SIDE//prior.side}': dict(N=n) for n in Ns if n>1 and n!=N}, 'L 0': dict(L=0), 'L 180': dict(L=at.t(180)), 'K 900': steps(900),
+            **{f'free from {K}': steps(K) | dict(L=prior.schedule.T) for K in free}}
+
+@of('4 moderate', own=True)
+def table_19(b, k):
+    "Table 19: N, K, L, and no constraint, in the targets; at 64 pixels on the paper's own kind, too. (Table 20 asks it of CodeFormer at '4 severe'.)"
+    return table(b, k, {c: b.targets(k, **v) for c,v in choices(b.prior, b.N(k), Ns=(8, 16, 32, 64, 128)).items()}, 'ours')
+
+# %% ../nbs/21_tables.ipynb #b71cae00
+@of('4 moderate')
+def table_21(b, k):
+    "Table 21: the same, in restorers tuned on them. (Table 22 asks it of CodeFormer at '4 severe'.)"
+    return table(b, k, {c: b.tuned(k, targets=v) for c,v in choices(b.prior, b.N(k)).items()}, 'ours')
+
+# %% ../nbs/21_tables.ipynb #7518a05c
+def _free(b, k): return {m: v for m,v in choices(b.prior, b.N(k), (180,600,900)).items() if m=='ours' or 'free' in m}
+
+@of('4 severe')
+def table_11(b, k):
+    "Table 11: the more is free, the better the faces (`fd64 good`) and the less they are the person's."
+    return table(b, k, {c: b.targets(k, **v) for c,v in _free(b, k).items()}, 'ours')
+
+# %% ../nbs/21_tables.ipynb #5ab02d10
+@of('4 severe')
+def table_12(b, k):
+    "Table 12: the same, in restorers tuned on them."
+    return table(b, k, {c: b.tuned(k, targets=v) for c,v in _free(b, k).items()}, 'ours')
+
+# %% ../nbs/21_tables.ipynb #7d1881b4
+@of('4 moderate')
+def table_4(b, k, ns=(20,100,500,1000,None)):
+    "Table 4: how many photos? (Table 9 asks it at '4 severe'.)"
+    return table(b, k, {'pre-trained': b.restored(k)} | {str(n or 'all'): b.tuned(k, n=n) for n in ns}, 'pre-trained', photos='in the name')
+
+# %% ../nbs/21_tables.ipynb #cb85b07b
+def _losses(b, k, jobs, base, codes): # jobs: method -> losses; codes: are they CodeFormer's?
+    if codes!=(b.restorer.arch=='CodeFormer'): raise ValueError(f'this table is about {"CodeFormer" if codes else "any restorer but CodeFormer"}: name a file with --restorer')
+    return table(b, k, {m: b.tuned(k, losses=l or None) for m,l in jobs.items()}, base)
+
+LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {}} | {f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}
+
+@of('4 moderate')
+def table_6(b, k):
+    "Tables 6, 7: which losses, with which weights (perceptual, GAN)?"
+    return _losses(b, k, LOSSES, 'all', False)
+
+# %% ../nbs/21_tables.ipynb #5f2c97f8
+PARTS = {'encoder': dict(tuned=['encoder']), 'encoder, transformer': {}, 'encoder, transformer, cft': dict(tuned=['encoder','transformer','cft'])}
+
+@of('4 severe')
+def table_5(b, k):
+    "Table 5: which parts of CodeFormer? The paper does not say which losses tune its CFT; here Eq. 6's join for it."
+    return _losses(b, k, PARTS, 'encoder, transformer', True)
+
+@of('8 moderate')
+def table_8(b, k):
+    "Table 8: how much weight for CodeFormer's code words (Eq. 13)? Its caption says '4 severe', its numbers are of these."
+    return _losses(b, k, {'token 1.0': dict(token=1.), 'token 0.5': {}, 'token 0.1': dict(token=.1)}, 'token 0.5', True)
+
+# %% ../nbs/21_tables.ipynb #f9204878
+@of('4 moderate')
+def table_10(b, k):
+    "Table 10: DR2's outputs as targets. The paper's photos are Wider-Test-200's; these have a truth."
+    return table(b, k, {'ours': b.tuned(k), 'dr2': b.tuned(k, targets=dict(recipe='dr2'))}, 'ours')
+
+# %% ../nbs/21_tables.ipynb #a2762de3
+def table_27(b, repeats=5):
+    "Table 27: weights in millions and seconds a photo, alone, on this machine; the median of several, taken in turns."
+    y,size = b.photos(SETS[0], part=slice(1))[0].to(b.prior.device),lambda m: sum(p.numel() for p in m.parameters())/1e6
+    net,both = size(b.prior.model),size(b.prior.model)+size(b.restorer.model)
+    rival = lambda r: b._by_recipe(r, b._first(y, RIVALS[r]), [0], **b._rival(r))
+    ways = {'restorer, tuned or not': (size(b.restorer.model), lambda: b.restorer(y)), 'one step of the prior': (net, lambda: bare(b.prior, y, [100])),
+            'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, partial(rival, r)) for r in ('difface','pgdiff','dr2')}}
+    seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
+    for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
+
+# %% ../nbs/21_tables.ipynb #27dca9e5
+@of('4 moderate')
+def table_steps(b, k, steps=(27,150)):
+    "Targets in fewer and in more steps than a quarter of K; the paper has 150 from its K."
+    ours = pseudo_numbers(b.prior)['steps']
+    return table(b, k, {str(n): b.targets(k, steps=n) for n in sorted({*steps, ours})}, str(ours))
+
+@of('4 moderate')
+def table_iters(b, k, iters=(200,800,2400)):
+    "Shorter and longer tunings."
+    ours = b.tuning['iters']
+    return table(b, k, {'pre-trained': b.restored(k)} | {str(n): b.tuned(k, iters=n) for n in sorted({*iters, ours})}, str(ours), iters='in the name')
+
+@of('4 moderate')
+def table_seeds(b, k, n=3):
+    "The same tuning with other draws of everything: a difference below this one is chance. And in full precision."
+    seeds = {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}
+    return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0')
+
+# %% ../nbs/21_tables.ipynb #c3834b70
+TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
+          '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
+          '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '26': table_26, '27': table_27}
+TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7', '16': '25'}.items() for same in others.split()}
+TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds}
