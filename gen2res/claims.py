@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES', 'OWN_KS',
-           'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged', 'portrait',
-           'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job', 'shown_job',
-           'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance',
-           'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes',
-           'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs',
-           'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes',
-           'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast']
+           'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged',
+           'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job',
+           'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail',
+           'claim_guidance', 'claim_scale', 'drawn', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs',
+           'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
+           'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans',
+           'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -82,10 +82,10 @@ def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, seed=who, **kw))
 
-def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, **kw): # size: pictures of the album; of: whose album, if not the person's own
+def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; draw: of the album that is made, and of the tuning
     y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
     some = _spread(album, size or len(album))
-    x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who, **kw)
+    x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who+1000*draw, **kw)
     return dict(y=y, truth=truth, album=some, x=x)
 
 def album_job(b, who, damage, n=4, **kw): # kw: of generative_album
@@ -145,8 +145,8 @@ def portrait_jobs(who, damage, Ks) -> dict: # by method
     free = dict(kind='portrait', who=who, damage=damage, Ks=list(Ks), seeds=[0, 1], steps=50)
     return {FREE: free, MADE: made_job(free)}
 
-def person_jobs(who, damage, Ks, sizes=(None,)) -> dict:
-    free = dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[0], steps=50)
+def person_jobs(who, damage, Ks, sizes=(None,), draw=0) -> dict: # draw: of everything that is drawn
+    free = dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[draw], steps=50) | ({'draw': draw} if draw else {})
     return {FREE: free, **{f'{OWN} {n}' if n else OWN: free | dict(recipe='personal', tuning=TUNING) | (dict(size=n) if n else {}) for n in sizes}}
 
 def _at(rs, k) -> dict: # rs: of `results`
@@ -154,9 +154,12 @@ def _at(rs, k) -> dict: # rs: of `results`
     given = next(iter(rs[0]))
     return {'input': [r[given][:,0].mean(0) for r in rs]} | {m: [r[m][:,1+k].mean(0) for r in rs] for m in rs[0]}
 
-def _measured(b, jobs, Ks, *bases, names=SCORES, **labels):
+def _mean(draws) -> list: # draws: [of `results`] -> one like them
+    return [{m: np.mean([r[m] for r in same], 0) for m in same[0]} for same in zip(*draws)]
+
+def _measured(b, jobs, Ks, *bases, names=SCORES, again=(), **labels): # again: the jobs with other draws
     "Rows for every K, each method compared with every base."
-    rs = b.results(jobs, bases[0], names)
+    rs = _mean([b.results(j, bases[0], names) for j in (jobs, *again)])
     for k,K in enumerate(Ks): yield from compared(_at(rs, k), bases, names, **labels, K=K)
 
 # %% ../nbs/20_claims.ipynb #ae88fc38
@@ -197,14 +200,19 @@ def claim_scale(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw
 
 # %% ../nbs/20_claims.ipynb #5914d9d9
 OWN_KS = 100,200,400
+DRAWS = 0,1 # of everything that is drawn: the album that is made, the tuning, the walk
 
-def identity_jobs(who, damage, Ks) -> dict: # by method
-    jobs = person_jobs(who, damage, Ks)
+def drawn(jobs, people, *args) -> tuple: # jobs: a function -> [the people's jobs], of each draw
+    return tuple([jobs(w, *args, draw=d) for w in people] for d in DRAWS)
+
+def identity_jobs(who, damage, Ks, draw=0) -> dict: # by method
+    jobs = person_jobs(who, damage, Ks, draw=draw)
     return jobs | {MADE: made_job(jobs[FREE]), STRANGER: jobs[OWN] | dict(of=who^1)}
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
-    yield from _measured(b, [identity_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, MADE, STRANGER)
+    first,*again = drawn(identity_jobs, people, damage, OWN_KS)
+    yield from _measured(b, first, OWN_KS, FREE, MADE, STRANGER, again=again)
 
 def claim_albums(b, people=range(20), damage='camera'):
     "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
@@ -227,7 +235,8 @@ SIZES = 1,2,4,8,None # None: all
 def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
     people = people or best_known(b.data, 12, b.prior.side)
-    yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES) for w in people], OWN_KS, FREE)
+    first,*again = drawn(person_jobs, people, damage, OWN_KS, SIZES)
+    yield from _measured(b, first, OWN_KS, FREE, again=again)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
