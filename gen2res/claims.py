@@ -7,7 +7,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged',
            'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job',
            'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail',
-           'claim_guidance', 'claim_scale', 'drawn', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs',
+           'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs',
            'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
            'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans',
            'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast']
@@ -202,17 +202,13 @@ def claim_scale(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw
 OWN_KS = 100,200,400
 DRAWS = 0,1 # of everything that is drawn: the album that is made, the tuning, the walk
 
-def drawn(jobs, people, *args) -> tuple: # jobs: a function -> [the people's jobs], of each draw
-    return tuple([jobs(w, *args, draw=d) for w in people] for d in DRAWS)
-
 def identity_jobs(who, damage, Ks, draw=0) -> dict: # by method
     jobs = person_jobs(who, damage, Ks, draw=draw)
     return jobs | {MADE: made_job(jobs[FREE]), STRANGER: jobs[OWN] | dict(of=who^1)}
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
-    first,*again = drawn(identity_jobs, people, damage, OWN_KS)
-    yield from _measured(b, first, OWN_KS, FREE, MADE, STRANGER, again=again)
+    yield from _measured(b, [identity_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, MADE, STRANGER)
 
 def claim_albums(b, people=range(20), damage='camera'):
     "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
@@ -221,13 +217,13 @@ def claim_albums(b, people=range(20), damage='camera'):
     yield from compared(_pictures(rs), STRANGER, SCORES)
 
 def seed_jobs(who, damage, Ks) -> dict: # by method
-    "As measured, with the walks' first seed, and with three others."
-    jobs = person_jobs(who, damage, Ks)
-    return jobs | {f'{m}, other seeds': j | dict(seeds=[1, 2, 3]) for m,j in jobs.items()}
+    "As measured, and drawn again."
+    first,second = (identity_jobs(who, damage, Ks, d) for d in DRAWS)
+    return first | {f'{m}, again': j for m,j in second.items()}
 
 def claim_seeds(b, people=range(6), damage='camera'):
-    "Rows: does the seed of the walks matter? Free and personal, each pair compared."
-    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, other seeds', OWN)
+    "Rows: how much is chance? Everything drawn again, each draw compared with its free restorations."
+    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, again')
 
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
@@ -235,7 +231,7 @@ SIZES = 1,2,4,8,None # None: all
 def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
     people = people or best_known(b.data, 12, b.prior.side)
-    first,*again = drawn(person_jobs, people, damage, OWN_KS, SIZES)
+    first,*again = ([person_jobs(w, damage, OWN_KS, SIZES, d) for w in people] for d in DRAWS)
     yield from _measured(b, first, OWN_KS, FREE, again=again)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748
