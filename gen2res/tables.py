@@ -191,7 +191,8 @@ def table(bench, kind, jobs:dict, base, *others, names=NAMES, sets=SET, **labels
     "Rows of one table on one kind of photos: each method, and its difference from `base` and from `others`."
     jobs,names = bench.chosen(jobs, base),(*names, *(m for m in theirs() if m not in names))
     bases = [b for b in (base, *others) if b in jobs]
-    labels = dict(kind=kind, restorer=bench.restorer.name, photos=bench.n, iters=bench.tuning['iters']) | labels
+    ours = pseudo_numbers(bench.prior, N=bench.N(kind))
+    labels = dict(kind=kind, restorer=bench.restorer.name, photos=bench.n, iters=bench.tuning['iters'], ours=' '.join(f'{k} {v}' for k,v in ours.items()), seed=0) | labels
     made = dict(zip(jobs, bench.scored(jobs.values(), (*names, *sets))))
     n = len(next(iter(made.values()))[names[0]])
     yield from compared({m: np.stack([s[k] for k in names], 1) for m,s in made.items()}, bases, names, **labels)
@@ -384,7 +385,7 @@ def table_iters(b, k, iters=(200,800,2400)):
 def table_seeds(b, k, n=3):
     "The same tuning with other draws of everything: a difference below this one is chance. And in full precision."
     seeds = {f'seed {s}': b.tuned(k, seed=s, targets=dict(seed=1000*s) if s else None) for s in range(n)}
-    return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0')
+    return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0', seed='in the name')
 
 # %% ../nbs/21_tables.ipynb #c3834b70
 TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
