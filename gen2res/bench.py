@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'machine', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'rates', 'plan_seconds', 'nearness', 'plans', 'memory', 'commit', 'Ledger',
-           'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times',
-           'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test',
-           'stranger_test']
+           'plain_training', 'made_up', 'one_step', 'rates', 'plan_seconds', 'nearness', 'plans', 'targets', 'memory',
+           'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane',
+           'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels',
+           'hog', 'ours', 'identity_test', 'stranger_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
 from .album import ALBUM_PLANS, Member, album_K, generative_album, strangers, together
-from .constraints import Guide
+from .constraints import Guide, LowFreq
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
@@ -28,7 +28,7 @@ from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
-from .prior import Prior, best_device, load_prior
+from .prior import Prior, best_device, load_prior, no_memory
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
@@ -44,10 +44,14 @@ def machine(device='cpu') -> str:
     cpu = f'{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}'
     return f'{torch.cuda.get_device_name(device) if torch.device(device).type=="cuda" else cpu}, torch {torch.__version__}'
 
+def _wait():
+    "Until all that was asked of GPUs is done."
+    for i in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0): torch.cuda.synchronize(i)
+    if torch.backends.mps.is_available(): torch.mps.synchronize()
+
 def timed(f):
-    "Seconds of one call, the device's queue included."
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else torch.mps.synchronize if torch.backends.mps.is_available() else lambda: None
-    wait(); start = time.perf_counter(); f(); wait()
+    "Seconds of one call, the devices' queues included."
+    _wait(); start = time.perf_counter(); f(); _wait()
     return time.perf_counter()-start
 
 def alternate(*fs, rounds:int=9): # functions without arguments
@@ -55,6 +59,11 @@ def alternate(*fs, rounds:int=9): # functions without arguments
     for f in fs: f()
     times = [[timed(f) for f in fs] for _ in range(rounds)]
     return [statistics.median(t) for t in zip(*times)]
+
+def _quick(prior):
+    "The same prior, computing in bf16."
+    quick = copy.copy(prior); quick.bf16 = True
+    return quick
 
 def bare(prior, x, ts):
     "Only the network, as often as the loop calls it."
@@ -88,18 +97,20 @@ class Count:
 def _give_back():
     "Free memory goes back to the system, where the C library can: else a stage would find there what an earlier one left."
     gc.collect()
+    torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if sys.platform=='linux' else None
     if trim: trim(0)
 
 @contextmanager
 def peak_memory(device, every:float=.02): # seconds between two looks at a CPU process
     "Yields a function that says, once the block is over, how many MB it needed at most, beyond what was there."
+    _give_back()
     if torch.device(device).type=='cuda':
-        torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_allocated(device)
-        yield lambda: (torch.cuda.max_memory_allocated(device)-before)/1e6
+        torch.cuda.reset_peak_memory_stats(device); before = torch.cuda.memory_reserved(device)
+        yield lambda: (torch.cuda.max_memory_reserved(device)-before)/1e6           # what the card has to have
         return
     import psutil
-    _give_back(); rss,over = psutil.Process().memory_info,threading.Event(); seen = [rss().rss]
+    rss,over = psutil.Process().memory_info,threading.Event(); seen = [rss().rss]
     def look():
         while not over.wait(every): seen.append(rss().rss)
     watch = threading.Thread(target=look, daemon=True); watch.start()
@@ -121,6 +132,7 @@ def cost(prior, plan:str='fast', # of PLANS
          share:float=1., # of the album's pictures and of the iterations that are really done
          y=None): # 1 x 3 x S x S
     "Rows: seconds, MB, passes, and seconds over those of as many passes of the bare network, of each stage of a plan."
+    prior = prior if plan=='paper' else _quick(prior)
     album,tuning,steps = PLANS[plan]; tuning,cut = dict(amp=plan!='paper') | tuning_for(prior, tuning),lambda k: max(1, round(share*k))
     y = astronaut(prior.side).to(prior.device) if y is None else y
     n = max(together(prior, album['n']), cut(album['n']))                       # what generative_album does together; fewer would need less memory
@@ -198,16 +210,25 @@ def made_up(family:str, seed:int=0) -> Prior: # of FAMILIES
         if not p.any() and p.ndim>1: torch.nn.init.normal_(p, std=.02, generator=torch.Generator().manual_seed(seed))   # else it would answer nothing
     return Prior(net.eval().requires_grad_(False), Schedule.linear(), net.config['image_size'], 'learned', family)
 
-def _quick(prior):
-    "The same prior, computing in bf16."
-    quick = copy.copy(prior); quick.bf16 = True
-    return quick
+class _Enough(Exception): "The step that is measured is done."
+
+def one_step(prior, x, constraints=(), t=300):
+    "A step of the loop, its noise included, which the last of a walk does without."
+    def enough(st): raise _Enough
+    with suppress(_Enough): denoise(prior, x, [t, t-1], constraints, callback=enough)
 
 def _steps(prior, quick, y, n:int, guided:bool, t=300): # quick: in bf16; n pictures at a time
-    "(seconds of a step written down plainly, and of ours, a picture), as functions without arguments."
-    many,noise = y.expand(n, -1, -1, -1),torch.randn_like(y)
-    on = [Guide(many, .3)] if guided else []
-    return lambda: plain_step(prior, y, t, t-1, noise, y if guided else None),lambda: denoise(quick, many, [t], on)
+    "(a step written down plainly, of one picture; ours, of n), as functions without arguments."
+    many = y.expand(n, -1, -1, -1); on = [Guide(many, .3)] if guided else []
+    return lambda: plain_step(prior, y, t, t-1, torch.randn_like(y), y if guided else None),lambda: one_step(quick, many, on, t)
+
+def _at_most(n:int, do): # do(n)
+    "With half as many, and half again, until memory is enough."
+    try: return do(n)
+    except RuntimeError as e:
+        if n==1 or not no_memory(e): raise
+    _give_back()
+    return _at_most(n//2, do)
 
 def _trainings(prior, y, batch:int):
     "The same of an iteration."
@@ -217,8 +238,8 @@ def _trainings(prior, y, batch:int):
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
     y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or together(prior, 16)
-    step = lambda n, guided: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds), (1, n))]
-    with quick.walking(): drawn = dict(step=step(n, False), alone=step(1, False), guided=step(n, True))
+    step = lambda guided: lambda n: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds), (1, n))]
+    with quick.walking(): drawn = dict(step=_at_most(n, step(False)), alone=step(False)(1), guided=_at_most(n, step(True)))
     return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))
 
 def plan_seconds(r, which:int, prior, album, tuning, steps) -> float: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
@@ -227,37 +248,52 @@ def plan_seconds(r, which:int, prior, album, tuning, steps) -> float: # r: of `r
     drawn = album['n']*((walk-guided)*r['step'][which] + guided*r['guided'][which])
     return drawn + tuning_for(prior, tuning)['iters']*r['training'][which] + (steps or paper_K(prior))*r['alone'][which]
 
-def nearness(prior, steps:int=4) -> float:
-    "dB between a walk written down plainly and ours, with the same noise."
-    y = astronaut(prior.side).to(prior.device); ts = prior.schedule.timesteps(album_K(prior), steps)
+def nearness(prior, steps:int=5) -> float:
+    "dB between a walk written down plainly and ours, with the same noise; every other step is guided."
+    y = astronaut(prior.side).to(prior.device); ts = prior.schedule.timesteps(album_K(prior), steps); guide = Guide(y, .3, every=2)
     noise = [torch.randn(y.shape, generator=torch.Generator().manual_seed(i)).to(y) for i in range(steps+1)]
     x = start = prior.schedule.diffuse(y, ts[0], noise[-1])
-    for t,s,e in zip(ts, ts[1:], noise): x = plain_step(prior, x, t, s, e)
-    last,given = [],iter(noise); denoise(_quick(prior), start, ts, rng=lambda x: next(given), callback=lambda st: last.append(st.x))
+    for left,t,s,e in zip(range(steps-1, 0, -1), ts, ts[1:], noise): x = plain_step(prior, x, t, s, e, y if guide.active(t, left) else None)
+    last,given = [],iter(noise); denoise(_quick(prior), start, ts, [guide], rng=lambda x: next(given), callback=lambda st: last.append(st.x.detach()))
     return metric('psnr')(x.clamp(-1, 1).cpu(), last[-1].clamp(-1, 1).cpu()).item()
 
-def plans(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
+def _long(s) -> str: return f'{s:.1f} s' if s<600 else f'{s/60:.1f} min' if s<36000 else f'{s/3600:.1f} h'
+
+def plans(prior, at_once:int|None=None, rounds:int=3):
     "Lines of text: the rates, and what each plan would take here."
     r = rates(prior, at_once, rounds); seconds = lambda which, plan: plan_seconds(r, which, prior, *PLANS[plan])
     for name,(a,b) in r.items(): yield f'{name:9} plain {a:9.3f} s   ours {b:9.3f} s   {a/b:5.2f} times as fast'
     yield f'the same pictures to {nearness(prior):.1f} dB'
     slow,same,fast = seconds(0, 'paper'),seconds(1, 'paper'),seconds(1, 'fast')
-    yield f'the paper\'s plan: plain {slow/60:.1f} min, ours {same/60:.1f} min ({slow/same:.2f} times as fast); the fast plan {fast/60:.1f} min'
-    walk = PLANS['fast'][2]; targets = pseudo_numbers(prior)['steps']
-    yield f'a further photo of the same person: {walk*r["alone"][1]:.1f} s; {photos} pseudo targets: {photos*targets*r["step"][1]/3600:.1f} h'
+    yield f'the paper\'s plan: plain {_long(slow)}, ours {_long(same)} ({slow/same:.2f} times as fast); the fast plan {_long(fast)}'
+    yield f'a further photo of the same person: {_long(PLANS["fast"][2]*r["alone"][1])}'
+
+def targets(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
+    "A line of text: how long pseudo targets would take here, reckoned from a step."
+    y,quick,plan = astronaut(prior.side).to(prior.device),_quick(prior),pseudo_numbers(prior)
+    def seconds(n):
+        many = y.expand(n, -1, -1, -1); held = [LowFreq(many, plan['N'])]
+        return alternate(lambda: one_step(quick, many, held, plan['L']+1), rounds=rounds)[0]/n
+    with quick.walking(): each = plan['steps']*_at_most(at_once or together(prior, 16), seconds)
+    yield f'{photos} pseudo targets of {prior.side} pixels, {plan["steps"]} steps each: {_long(photos*each)}, {each:.3g} s a target (without the restorer)'
 
 # %% ../nbs/16_bench.ipynb #7531d3e0
 def memory(prior, batch:int=4):
     "Lines of text: the most memory that an iteration of tuning needs, the prior itself included."
     own = sum(p.numel()*p.element_size() for p in prior.model.parameters())/1e6
     for lora in (None, 4):
-        for n,twice in ((batch, True), (1, False)):
-            with peak_memory(prior.device) as peak:
-                tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=1, batch=n, lr=1e-5)
-                if twice: tuner.thriftier()
-                seconds = timed(tuner.step)
-            yield f'{"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+peak():8.0f} MB {seconds:8.1f} s'
-            del tuner
+        for n,twice in ((batch, False), (batch, True), (1, False)):
+            used,seconds = _needed(prior, lora, n, twice)
+            yield f'{"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s'
+
+def _needed(prior, lora, n, twice) -> tuple: # (MB, seconds)
+    "Of the second iteration: the first makes the optimizer's state."
+    if lora: import peft                                                          # not its memory
+    with peak_memory(prior.device) as peak:
+        tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=2, batch=n, lr=1e-5)
+        if twice: tuner.thriftier()
+        tuner.step(); seconds = timed(tuner.step)
+    return peak(),seconds
 
 # %% ../nbs/16_bench.ipynb #06070871
 def _git(*args):
@@ -583,5 +619,5 @@ def stranger_test(data, side:int=64):
         low,high = interval(v)
         yield dict(whose=whose, named=f'{v.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', albums=len(v), pictures=sum(map(len, albums)))
 
-BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
+BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'targets': targets, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
 MEASURES = {'metrics': metric_order, 'identity': identity_test, 'strangers': stranger_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder

@@ -38,8 +38,10 @@ def weights_hash(model) -> str:
     return h.hexdigest()[:12]
 
 def quick_bf16(device) -> bool:
-    "Does it pay there? A processor without AVX-512 or SVE emulates it, fifty times slower than float32."
-    return torch.device(device).type!='cpu' or torch.backends.cpu.get_cpu_capability().startswith(('AVX512', 'SVE'))
+    "Does it pay there? A processor without AVX-512 or SVE emulates it, fifty times slower than float32; so does a graphics card that does not know it."
+    kind = torch.device(device).type
+    if kind=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind!='cpu' or torch.backends.cpu.get_cpu_capability().startswith(('AVX512', 'SVE'))
 
 def autocast(device, bf16:bool=True):
     "A block in bfloat16, if that is wanted and quick there; else in float32."
@@ -448,9 +450,10 @@ def _from_hub(repo):
     bare = [c.parent.relative_to(folder) for c in folder.rglob('config.json') if not any(c.parent.glob('*.safetensors'))]
     return _intact(hub_files(repo, *((d/WEIGHTS[2]).as_posix() for d in bare)) if bare else folder)
 
-def best_device():
-    "cuda if there is one, else mps, else cpu."
-    if torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')     # of a team each its own
+def best_device(asked=None):
+    "What was asked for; else cuda if there is one, else mps, else cpu."
+    if asked and str(asked)!='cuda': return torch.device(asked)
+    if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')     # of a team each its own
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def is_repo(name:str) -> bool:
@@ -470,4 +473,4 @@ def load_prior(source='faces64', # name in PRIORS, path (folder, .safetensors, .
     elif is_repo(name): prior = _load_path(_from_hub(name), name=name)
     else: raise PriorError(f'{name}: neither a file nor a known prior ({", ".join(PRIORS)}) nor a hub id user/repo')
     if not half and prior.card.get('tuned', {}).get('above'): raise PriorError(f'{name}: was tuned for some noise levels only; load_person (restore --person) puts the prior that it came from beside it')
-    return prior.to(device or best_device())
+    return prior.to(best_device(device))

@@ -134,7 +134,7 @@ def load_restorer(name, # 'swinir64' (comes along), 'identity', 'bicubic' (enlar
     path = path/'model.safetensors' if path else Path(name)
     if not path.is_file(): raise PriorError(f'{name}: no such restorer; swinir64, identity, bicubic, or the path of a checkpoint')
     r = _wrapped(_recognised(read_state(path), path), path.parent.name if path.name=='model.safetensors' else path.stem, fidelity, _card(path))
-    r.model.to(device or best_device())
+    r.model.to(best_device(device))
     return r
 
 def _card(path) -> dict:

@@ -295,7 +295,7 @@ class Trainer(Run):
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
         self.measured,self.pictures = {},album_hash(images)                   # once: a large set takes seconds
         self.images,self.arch,self.val,self.batch,self.flips,self.above,self.below,self.amp,self.name = images,arch,val,batch,flips,above,below,amp,name
-        self.device,self.schedule = torch.device(device or best_device()),schedule or Schedule.linear()
+        self.device,self.schedule = best_device(device),schedule or Schedule.linear()
         if arch.get('bypass'): self.arch = arch | dict(T=self.schedule.T)
         if not 0<=above<(below or self.schedule.T)<=self.schedule.T: raise ValueError(f'no noise level of {self.schedule.T} is from {above} on and below {below}')
         torch.manual_seed(seed)

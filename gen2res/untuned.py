@@ -16,10 +16,10 @@ from .unet import Attention
 
 # %% ../nbs/25_untuned.ipynb #803bfb9d
 def shifted(x, # N x C x H x W
-            r:int) -> torch.Tensor: # N(2r+1)^2 x C x H x W
-    "Every picture moved by up to r pixels each way, its border repeated."
-    h,w = x.shape[-2:]; p = F.pad(x, [r]*4, mode='replicate')
-    return torch.cat([p[...,i:i+h,j:j+w] for i in range(2*r+1) for j in range(2*r+1)])
+            r:int, apart:int=1) -> torch.Tensor: # steps each way; pixels of a step -> N(2r+1)^2 x C x H x W
+    "Every picture moved by up to r steps each way, its border repeated."
+    (h,w),moves = x.shape[-2:],range(0, 2*r*apart+1, apart); p = F.pad(x, [r*apart]*4, mode='replicate')
+    return torch.cat([p[...,i:i+h,j:j+w] for i in moves for j in moves])
 
 def _box(d, side): # ... x H x W: sums over side x side, inside the picture
     band = lambda n: ((torch.arange(n)[:,None]-torch.arange(n)).abs()<=side//2).to(d)
@@ -43,13 +43,14 @@ class AlbumMean(Constraint):
     def __init__(self, album, # N x 3 x H x W in [-1, 1], aligned like the photo
                  scale:float=.4, # 0: nothing, 1: by the formula
                  c:float=.1, # misfit of the album, root mean square
-                 side:int=15, # of a patch, pixels
-                 r:int=2, # look so many pixels around the place
-                 N:int=4, # lower frequencies than this (see filters.lowpass) are the photo's
+                 side:int|None=None, # of a patch, pixels, odd; None: 15 of 64
+                 r:int=2, # look so many steps around the place, each a 64th of the side
+                 N:int|None=None, # lower frequencies than this (see filters.lowpass) are the photo's; None: 4 of 64
                  lo:int=0, hi:int=10**9, every:int=1): # active on indices lo..hi
         super().__init__(every, lo, hi)
-        self.scale,self.c,self.side,self.N = scale,c,side,N
-        self.pictures = shifted(self.detail(album), r)
+        fold = max(1, round(album.shape[-1]/64))                                # chosen at 64 pixels, a larger face has the same parts
+        self.scale,self.c,self.side,self.N = scale,c,side or 15*fold+1-fold%2,N or 4*fold
+        self.pictures = shifted(self.detail(album), r, fold)
 
     def detail(self, x): return x-lowpass(x, self.N)
 

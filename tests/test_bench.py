@@ -3,6 +3,7 @@ import copy, csv
 import numpy as np, pytest, torch
 from typer.testing import CliRunner
 from gen2res import bench
+from gen2res.pseudo import pseudo_numbers
 from gen2res.constraints import Guide
 from gen2res.sample import denoise
 from gen2res.bench import DESCRIPTORS, LADDERS, QUERIES, identity_test, load_faces, metric_order, metric_times, sane
@@ -59,7 +60,7 @@ def test_table_is_whole_or_not_there(tmp_path):
 def test_command(data, tmp_path):
     r = CliRunner().invoke(app, ['bench', 'metrics']); assert r.exit_code==2 and '--data' in r.stderr
     r = CliRunner().invoke(app, ['bench', 'identity', '--data', str(tmp_path/'none')]); assert r.exit_code==2 and len(r.stderr.strip().split('\n'))==1
-    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, plans, memory, times, metrics, identity' in r.stderr
+    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, plans, targets, memory, times, metrics, identity' in r.stderr
 
 def test_passes_are_counted(tiny, monkeypatch):
     from gen2res import bench
@@ -104,7 +105,33 @@ def test_plans_are_reckoned_from_rates(faces64):
 
 def test_plans(tiny):
     lines = list(bench.plans(tiny, at_once=2, rounds=1))
-    assert len(lines)==7 and all('times as fast' in l for l in lines[:4]) and lines[4].startswith('the same pictures to') and '2500 pseudo targets' in lines[6]
+    assert len(lines)==7 and all('times as fast' in l for l in lines[:4]) and lines[4].startswith('the same pictures to') and lines[6].startswith('a further photo')
+    assert float(lines[4].split()[-2]) > 60                                                           # in float32 the same, guided steps among them
+
+def test_what_is_timed_is_a_whole_step(tiny):
+    from gen2res.constraints import LowFreq
+    seen = []; x = torch.zeros(2,3,16,16)
+    held = LowFreq(x, 2); held.on_sample = lambda st: seen.append((st.t, st.s, not torch.equal(st.x_next, st.mean)))
+    bench.one_step(tiny, x, [held], 300)
+    assert seen==[(300, 299, True)]                                                                   # one step, with its noise
+
+def test_pseudo_targets_are_planned(tiny):
+    [line] = bench.targets(tiny, at_once=2, rounds=1, photos=10)
+    plan = pseudo_numbers(tiny); assert line.startswith(f'10 pseudo targets of 16 pixels, {plan["steps"]} steps each: ')
+
+def test_half_as_many_where_memory_is_short():
+    tried = []
+    def do(n):
+        tried.append(n)
+        if n>2: raise RuntimeError("can't allocate memory")
+        return n
+    assert bench._at_most(9, do)==2 and tried==[9, 4, 2]
+    with pytest.raises(RuntimeError, match='other'): bench._at_most(4, lambda n: (_ for _ in ()).throw(RuntimeError('other')))
+
+def test_memory_is_of_an_iteration_that_has_the_optimizers_state(tiny, monkeypatch):
+    steps = []; monkeypatch.setattr(bench.Tuner, 'step', lambda self, step=bench.Tuner.step: (steps.append(len(self.opt.state)), step(self))[1])
+    lines = list(bench.memory(tiny, batch=2))
+    assert len(lines)==6 and steps[::2]==[0]*6 and all(steps[1::2]) and sum('adapters' in l for l in lines)==3 and 'kept' in lines[0]
 
 def test_shapes_with_made_up_weights(monkeypatch):
     monkeypatch.setitem(bench.FAMILIES, 'small', dict(image_size=16, model_channels=32, num_res_blocks=1, channel_mult=[1,2], attention_pixels=[8], num_heads=1))

@@ -83,3 +83,9 @@ def test_cost(tiny):
     p = SharedPrior(tiny, photos(3)); p.model.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
     restore(photos(), p, K=10)
     assert rows==[5]*10
+
+def test_an_albums_numbers_grow_with_the_side():
+    small,large = AlbumMean(torch.zeros(1,3,64,64)),AlbumMean(torch.rand(1,3,256,256))
+    assert (small.side, small.N, large.side, large.N)==(15, 4, 61, 16) and len(small.pictures)==len(large.pictures)==25
+    x = torch.arange(64.).view(1,1,8,8); far = shifted(x, 1, 2)
+    assert torch.equal(far[4], x[0]) and torch.equal(far[8][0,:6,:6], x[0,0,2:,2:])                    # two pixels a step
