@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES', 'OWN_KS',
-           'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'CLAIMS', 'damaged',
-           'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job', 'tuned_album_job',
-           'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail',
-           'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums', 'seed_jobs',
-           'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job',
-           'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans',
-           'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast']
+           'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES', 'WALKS',
+           'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job',
+           'tuned_album_job', 'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K',
+           'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums',
+           'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own',
+           'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_fast',
+           'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -21,6 +22,7 @@ from .explore import SCORES, compared, detail, scores
 from .degrade import degrade
 from .images import resize
 from .restore import At, Restorer, restore
+from .sample import ddim, ddpm, dpmpp
 from .tune import PRESETS, tune
 from .untuned import AlbumMean, SharedPrior
 
@@ -63,12 +65,12 @@ def best_known(data, n:int, side:int=64) -> list: # of numbers of people
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
 # %% ../nbs/20_claims.ipynb #c44f1bd1
-def walks(restorer, y, Ks, seeds, steps) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
+def walks(restorer, y, Ks, seeds, steps, step=ddpm) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
     "Every photo restored from every K (at 256 pixels; converted), one tuning per photo."
     at = At(256, restorer.base)
     def of(im):
         prior = restorer.prior_for(im)
-        walk = lambda K: restore(im.expand(len(seeds), -1, -1, -1), prior, K, min(steps, K), seeds=list(seeds)).cpu()
+        walk = lambda K: restore(im.expand(len(seeds), -1, -1, -1), prior, K, min(steps, K), seeds=list(seeds), step=step).cpu()
         return torch.stack([walk(at.t(K)) for K in Ks])
     return torch.stack([of(im) for im in y.split(1)])
 
@@ -78,9 +80,9 @@ def _kept(b, do, *args, **kw): # do(restorer) -> pictures
     x = do(r); r.forget()
     return x
 
-def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=50, **kw): # kw: of Restorer
+def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=50, rule='ddpm', **kw): # rule: of RULES; kw: of Restorer
     y,truth = portrait(b.data, who, damage, b.prior.side)
-    return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, seed=who, **kw))
+    return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps, RULES[rule]), recipe, seed=who, **kw))
 
 def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; draw: of the album that is made, and of the tuning
     y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
@@ -354,5 +356,17 @@ def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, s
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
 
+# %% ../nbs/20_claims.ipynb #262a212b
+RULES = {'ddpm': ddpm, 'ddim': ddim, 'dpmpp': dpmpp}
+WALKS = [('ddpm', 50), ('ddpm', 20), ('ddpm', 10), ('ddim', 20), ('ddim', 10), ('dpmpp', 20), ('dpmpp', 10), ('dpmpp', 5)]
+
+def walk_jobs(who, damage, Ks) -> dict: # by method
+    free = portrait_jobs(who, damage, Ks)[FREE]
+    return {f'{rule} {steps}': free | dict(steps=steps) | ({} if rule=='ddpm' else dict(rule=rule)) for rule,steps in WALKS}
+
+def claim_walks(b, people=range(12), damages=('camera','small')):
+    "Rows: free restorations, walked in fewer steps and by other rules, compared with this page's."
+    for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
+
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'walks': claim_walks}
