@@ -14,6 +14,7 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUE
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
@@ -28,7 +29,7 @@ from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
-from .prior import Prior, best_device, load_prior, no_memory
+from .prior import Prior, best_device, load_prior, no_memory, quick_bf16
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
@@ -242,11 +243,11 @@ def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # ra
     with quick.walking(): drawn = dict(step=_at_most(n, step(False)), alone=step(False)(1), guided=_at_most(n, step(True)))
     return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))
 
-def plan_seconds(r, which:int, prior, album, tuning, steps) -> float: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
-    "Album, tuning and walk, reckoned from rates."
+def plan_seconds(r, which:int, prior, album, tuning, steps) -> dict: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
+    "Of album, tuning and walk, reckoned from rates."
     walk = len(prior.schedule.timesteps(album_K(prior), album.get('steps'))); guided = walk//album['every']
     drawn = album['n']*((walk-guided)*r['step'][which] + guided*r['guided'][which])
-    return drawn + tuning_for(prior, tuning)['iters']*r['training'][which] + (steps or paper_K(prior))*r['alone'][which]
+    return dict(album=drawn, tuning=tuning_for(prior, tuning)['iters']*r['training'][which], sampling=(steps or paper_K(prior))*r['alone'][which])
 
 def nearness(prior, steps:int=5) -> float:
     "dB between a walk written down plainly and ours, with the same noise; every other step is guided."
@@ -261,7 +262,7 @@ def _long(s) -> str: return f'{s:.1f} s' if s<600 else f'{s/60:.1f} min' if s<36
 
 def plans(prior, at_once:int|None=None, rounds:int=3):
     "Lines of text: the rates, and what each plan would take here."
-    r = rates(prior, at_once, rounds); seconds = lambda which, plan: plan_seconds(r, which, prior, *PLANS[plan])
+    r = rates(prior, at_once, rounds); seconds = lambda which, plan: sum(plan_seconds(r, which, prior, *PLANS[plan]).values())
     for name,(a,b) in r.items(): yield f'{name:9} plain {a:9.3f} s   ours {b:9.3f} s   {a/b:5.2f} times as fast'
     yield f'the same pictures to {nearness(prior):.1f} dB'
     slow,same,fast = seconds(0, 'paper'),seconds(1, 'paper'),seconds(1, 'fast')
@@ -281,16 +282,15 @@ def targets(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
 def memory(prior, batch:int=4):
     "Lines of text: the most memory that an iteration of tuning needs, the prior itself included."
     own = sum(p.numel()*p.element_size() for p in prior.model.parameters())/1e6
-    for lora in (None, 4):
-        for n,twice in ((batch, False), (batch, True), (1, False)):
-            used,seconds = _needed(prior, lora, n, twice)
-            yield f'{"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s'
+    for amp,lora,(n,twice) in product({False, quick_bf16(prior.device)}, (None, 4), ((batch, False), (batch, True), (1, False))):
+        used,seconds = _needed(prior, amp, lora, n, twice)
+        yield f'{"bf16" if amp else "float32":7}  {"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s'
 
-def _needed(prior, lora, n, twice) -> tuple: # (MB, seconds)
+def _needed(prior, amp, lora, n, twice) -> tuple: # (MB, seconds)
     "Of the second iteration: the first makes the optimizer's state."
     if lora: import peft                                                          # not its memory
     with peak_memory(prior.device) as peak:
-        tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=2, batch=n, lr=1e-5)
+        tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=2, batch=n, lr=1e-5, amp=amp)
         if twice: tuner.thriftier()
         tuner.step(); seconds = timed(tuner.step)
     return peak(),seconds

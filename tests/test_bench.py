@@ -101,7 +101,7 @@ def test_the_plainly_written_training_learns(tiny):
 def test_plans_are_reckoned_from_rates(faces64):
     r = dict(step=(2., 1.), alone=(3., 1.), guided=(10., 5.), training=(100., 10.))
     plan = (dict(n=2, every=5, steps=50), dict(iters=7), 20)
-    assert bench.plan_seconds(r, 0, faces64, *plan)==2*(40*2+10*10) + 7*100 + 20*3 and bench.plan_seconds(r, 1, faces64, *plan)==2*(40+50) + 70 + 20
+    assert bench.plan_seconds(r, 0, faces64, *plan)==dict(album=2*(40*2+10*10), tuning=7*100, sampling=20*3) and bench.plan_seconds(r, 1, faces64, *plan)==dict(album=2*(40+50), tuning=70, sampling=20)
 
 def test_plans(tiny):
     lines = list(bench.plans(tiny, at_once=2, rounds=1))
@@ -131,7 +131,7 @@ def test_half_as_many_where_memory_is_short():
 def test_memory_is_of_an_iteration_that_has_the_optimizers_state(tiny, monkeypatch):
     steps = []; monkeypatch.setattr(bench.Tuner, 'step', lambda self, step=bench.Tuner.step: (steps.append(len(self.opt.state)), step(self))[1])
     lines = list(bench.memory(tiny, batch=2))
-    assert len(lines)==6 and steps[::2]==[0]*6 and all(steps[1::2]) and sum('adapters' in l for l in lines)==3 and 'kept' in lines[0]
+    assert len(lines) in (6, 12) and steps[::2]==[0]*len(lines) and all(steps[1::2]) and sum('adapters' in l for l in lines)==len(lines)//2 and 'kept' in lines[0]
 
 def test_shapes_with_made_up_weights(monkeypatch):
     monkeypatch.setitem(bench.FAMILIES, 'small', dict(image_size=16, model_channels=32, num_res_blocks=1, channel_mult=[1,2], attention_pixels=[8], num_heads=1))
