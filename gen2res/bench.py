@@ -71,13 +71,13 @@ def bare(prior, x, ts):
     with torch.no_grad():
         for t in ts: prior.model(x, torch.full((len(x),), t, device=x.device))
 
-def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int=9):
+def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int|None=None): # rounds: None: 31 of one picture, 9 of several
     "Lines of text: time per step of `denoise` over that of the bare network, by batch size and step rule."
     ts = prior.schedule.timesteps(prior.schedule.T, steps)
     for b in batches:
         x = seeded(0, b).randn_like(torch.zeros(b, 3, prior.side, prior.side, device=prior.device))
         for rule in (ddpm, ddim, dpmpp):
-            net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds=rounds)
+            net,loop = alternate(lambda: bare(prior, x, ts), lambda: denoise(prior, x, ts, step=rule), rounds=rounds or (31 if b==1 else 9))
             yield f'batch {b:3}  {rule.__name__:6} network {1e3*net/steps:8.2f} ms/step   denoise {1e3*loop/steps:8.2f} ms/step   ratio {loop/net:.3f}'
 
 # %% ../nbs/16_bench.ipynb #ea0577df
