@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'machine', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'one_step', 'rates', 'plan_seconds', 'nearness', 'plans', 'targets', 'memory',
-           'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane',
+           'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'nearness', 'plans', 'targets',
+           'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane',
            'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels',
            'hog', 'ours', 'identity_test', 'stranger_test']
 
@@ -34,7 +34,7 @@ from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
 from .schedule import Schedule
-from .train import diffusion_loss
+from .train import WARM, diffusion_loss
 from .tune import PRESETS, Tuner, tune, tuning_for
 from .unet import FAMILIES, UNet
 
@@ -234,7 +234,12 @@ def _at_most(n:int, do): # do(n)
 def _trainings(prior, y, batch:int):
     "The same of an iteration."
     many = y.expand(batch, -1, -1, -1)
-    return plain_training(prior, many),Tuner(prior, many, out=None, amp=True, **PRESETS['generative'] | dict(iters=10**6, batch=batch)).step
+    return plain_training(prior, many),settled(Tuner(prior, many, out=None, amp=True, **PRESETS['generative'] | dict(iters=10**6, batch=batch))).step
+
+def settled(tuner):
+    "Past the iterations that a GPU does plainly, before it records one."
+    for _ in range(WARM*(tuner.device.type=='cuda')): tuner.step()
+    return tuner
 
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
@@ -292,7 +297,7 @@ def _needed(prior, amp, lora, n, twice) -> tuple: # (MB, seconds)
     with peak_memory(prior.device) as peak:
         tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=2, batch=n, lr=1e-5, amp=amp)
         if twice: tuner.thriftier()
-        tuner.step(); seconds = timed(tuner.step)
+        settled(tuner).step(); seconds = timed(tuner.step)
     return peak(),seconds
 
 # %% ../nbs/16_bench.ipynb #06070871

@@ -425,7 +425,7 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
     if failed: raise typer.Exit(2)
 
 RestorerIters = Annotated[Optional[int], typer.Option(min=1, help="Iterations instead of the preset's.")]
-RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), released (the authors' configuration: 2e-5 to 5e-6) or fast (400 iterations).")]
+RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), released (the authors' configuration: 2e-5 to 5e-6) or fast (1,200 iterations of 4).")]
 RealOption = Annotated[Optional[Path], typer.Option(help='Folder (or .npz) of good photos of other people, for the GAN loss; without it that loss is left out.')]
 BatchOption = Annotated[int, typer.Option(min=1, help='Pictures per iteration.')]
 LrOption = Annotated[Optional[float], typer.Option(help="Learning rate instead of the preset's.")]
@@ -595,7 +595,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
           shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, targets and memory: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
-          iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 400; the paper has 20000.')]=None,
+          iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 1200 (of 4); the paper has 20000 (of 16).')]=None,
           batch: Annotated[Optional[int], typer.Option(min=1, help='For tables: photos per iteration. Default 16, as in the paper; fewer where memory is short.')]=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,

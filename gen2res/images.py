@@ -19,6 +19,7 @@ import numpy as np, torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as TF
 from tqdm.auto import tqdm
+from .cuda import sent
 
 # %% ../nbs/00_images.ipynb #a4ce0df2
 def to_tensor(a:np.ndarray, # H x W x 3, values in [0, 1]
@@ -267,7 +268,7 @@ class ImageRNG:
         if len(x)!=len(self): raise ValueError(f'{len(x)} images but {len(self)} seeds: one seed per image')
         draw = lambda g: torch.randn(x.shape[1:], generator=g)
         noise = torch.stack(list((_threads().map if x.numel()>MANY and len(x)>1 else map)(draw, self.gens)))
-        return noise.pin_memory().to(x, non_blocking=True) if x.is_cuda else noise.to(x)   # a GPU need not wait for it
+        return sent(noise.to(x.dtype), x.device)
 
 def seeded(seeds, # an ImageRNG (used as it is), a list of integers, or one integer s meaning s, s+1, ...
            n:int=1, # number of images

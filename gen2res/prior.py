@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 import gen2res
+from .cuda import Recorded
 from .images import atomic
 from .schedule import Schedule
 from .unet import FAMILIES, UNet
@@ -93,11 +94,17 @@ class Prior(Pictures):
         eps,var = (out.chunk(2, 1) if self.variance=='learned' else (out, None))
         return Pred(self.schedule.predict_x0(x, t, eps), eps, var)
 
+    def _for_walks(self):
+        "The network that walks ask: its weights in bf16, if it computes in it; on a GPU a recording. None: the network as it is."
+        net = _cast(copy.deepcopy(self.model)) if self.bf16 and quick_bf16(self.device) else self.model
+        if self.device.type=='cuda' and isinstance(net, UNet): return Recorded(net if net is self.model else net.to(memory_format=torch.channels_last))
+        return None if net is self.model else net
+
     @contextmanager
     def walking(self):
-        "In here weights are cast to bf16 once, not at every call, if it computes in bf16."
-        outermost = self.bf16 and quick_bf16(self.device) and self.quick is None
-        if outermost: self.quick = _cast(copy.deepcopy(self.model))
+        "In here weights are cast to bf16 once, not at every call, if it computes in bf16, and a GPU is told once, not at every call, what to do."
+        outermost = self.quick is None
+        if outermost: self.quick = self._for_walks()
         try: yield
         finally:
             if outermost: self.quick = None

@@ -11,6 +11,7 @@ from itertools import accumulate, repeat
 from numbers import Integral
 import torch
 from fastcore.basics import patch
+from .cuda import looked_up
 
 # %% ../nbs/01_schedule.ipynb #0a11d85c
 class Schedule:
@@ -46,7 +47,7 @@ class Schedule:
 
     def at(self, t):
         "abar as a float64 tensor: of one index, or of a tensor of B of them."
-        return torch.tensor(self.a(t), dtype=torch.float64) if isinstance(t, Integral) else self._abar[t.cpu()]
+        return torch.tensor(self.a(t), dtype=torch.float64) if isinstance(t, Integral) else looked_up(self._abar, t)
 
     def snr(self, t:int) -> float:
         "Signal-to-noise ratio abar/(1 - abar), for pictures of unit power."

@@ -105,7 +105,7 @@ class Tuner(Trainer):
     def fixed(self):
         return super().fixed() | dict(prior=self.start.fingerprint(), **{k: getattr(self, k) for k in ('rank', 'p', 'lr', 'iters', 'decay', 'ema', 'amp')})
 
-    def _optimizer(self): return torch.optim.Adam([p for p in self.model.parameters() if p.requires_grad], self.lr, fused=self.device.type!='mps')
+    def _optimizer(self): return torch.optim.Adam(self.trained, **self.rate())
 
     def prior(self, **card) -> Prior:
         "The tuned prior, any adapter merged into its weights."

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from .cuda import halved, norm_act, plus, twice, unbiased
 
 # %% ../nbs/02_unet.ipynb #b4772040
 def timestep_embedding(t, # B noise indices, integer or fractional
@@ -39,7 +40,7 @@ class Up(nn.Module):
         super().__init__()
         if ch: self.conv = conv3(ch, ch)
     def forward(self, x):
-        x = F.interpolate(x, scale_factor=2, mode='nearest')
+        x = twice(x)
         return self.conv(x) if hasattr(self, 'conv') else x
 
 class Down(nn.Module):
@@ -47,7 +48,7 @@ class Down(nn.Module):
     def __init__(self, ch=None):
         super().__init__()
         if ch: self.op = conv3(ch, ch, stride=2)
-    def forward(self, x): return self.op(x) if hasattr(self, 'op') else F.avg_pool2d(x, 2)
+    def forward(self, x): return self.op(x) if hasattr(self, 'op') else halved(x)
 
 # %% ../nbs/02_unet.ipynb #e579e902
 class ResBlock(nn.Module):
@@ -61,15 +62,15 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(norm(out), nn.SiLU(), nn.Dropout(dropout), zero(conv3(out, out)))
         self.skip_connection = nn.Identity() if ch==out else nn.Conv2d(ch, out, 1)
 
-    def modulated(self, h, e):
-        "Second half, told the noise level `e`."
-        if not self.scale_shift: return self.out_layers(h+e)
-        scale,shift = e.chunk(2, 1)
-        return self.out_layers[1:](self.out_layers[0](h)*(1+scale) + shift)
+    def modulated(self, h, bias, e):
+        "Second normalisation, told the noise level `e`."
+        return norm_act(self.out_layers[0], h, e, pre=bias) if self.scale_shift else norm_act(self.out_layers[0], plus(h, e, bias))
 
-    def forward(self, x, emb):
-        h = self.in_layers[2](self.resample(self.in_layers[:2](x)))
-        return self.modulated(h, self.emb_layers(emb)[...,None,None]) + self.skip_connection(self.resample(x))
+    def forward(self, x, emb): # a bias is added by whoever reads next: see cuda
+        h = self.modulated(*unbiased(self.in_layers[2], self.resample(norm_act(self.in_layers[0], x))), self.emb_layers(emb)[...,None,None])
+        h,bias = unbiased(self.out_layers[3], self.out_layers[2](h))
+        x,also = unbiased(self.skip_connection, self.resample(x))
+        return plus(h, x, bias, also)
 
 # %% ../nbs/02_unet.ipynb #ce3645af
 class Attention(nn.Module):
@@ -86,7 +87,7 @@ class Attention(nn.Module):
         return [p.transpose(-1,-2) for p in parts]
 
     def forward(self, x):
-        h = F.scaled_dot_product_attention(*self.split(self.qkv(self.norm(x).flatten(2))))
+        h = F.scaled_dot_product_attention(*self.split(self.qkv(norm_act(self.norm, x, act=False).flatten(2))))
         return x + self.proj_out(h.transpose(-1,-2).reshape(*x.shape[:2], -1)).view_as(x)
 
 # %% ../nbs/02_unet.ipynb #2cb6341f
@@ -219,7 +220,8 @@ class UNet(nn.Module):
         for block in self.input_blocks: skips.append(h := self._run(block, h, emb))
         h = self._run(self.middle_block, h, emb)
         for block in self.output_blocks: h = self._run(block, torch.cat([h, skips.pop()], 1), emb)
-        out = self.out(h) + self.bypass(folded, t) if self.c.bypass else self.out(h)
+        out = self.out[2](norm_act(self.out[0], h))
+        if self.c.bypass: out = out + self.bypass(folded, t)
         return F.pixel_shuffle(out, self.c.patch)
 
 # %% ../nbs/02_unet.ipynb #5ae93c32

@@ -1,0 +1,107 @@
+"What a GPU does, as far as it can be tried without one: the kernels in Triton's interpreter, recorded iterations with a tape that calls."
+import os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from torch import nn
+import gen2res.prior, gen2res.train
+from gen2res import cuda
+from gen2res.prior import Prior
+from gen2res.sample import denoise
+from gen2res.schedule import Schedule
+from gen2res.train import Diverged, Trainer, small_arch
+from gen2res.tune import tune
+from gen2res.unet import UNet
+
+class Calls:
+    "A tape that calls what it should have recorded, on tensors of its own."
+    def pool(self): return None
+    def __init__(self, f, given, pool=None): self.f,self.given,self.made = f,[x.clone() for x in given],0
+    def __call__(self, *given):
+        for mine,x in zip(self.given, given): mine.copy_(x)
+        self.made += 1
+        return self.f(*self.given)
+
+@pytest.fixture
+def taped(monkeypatch):
+    monkeypatch.setattr(gen2res.train, 'Tape', Calls); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)
+
+KERNELS = '''
+import torch, torch.nn.functional as F
+from torch import nn
+from gen2res.cuda import _Halved, _Plus, _Twice, halved, in_two_passes, norm_act, plus, twice
+torch.manual_seed(0)
+
+def same(f, g, *leaves):
+    "Values and gradients."
+    leaves = [v.requires_grad_() for v in leaves]; r,made = None,[]
+    for h in (f, g):
+        y = h(*leaves); r = torch.randn_like(y) if r is None else r
+        made.append([y, *torch.autograd.grad((y*r).sum(), leaves)])
+    return [((a-b).norm()/a.norm()).item() for a,b in zip(*made)]
+
+for C,side,B,mod,pre,act in ((32,5,2,1,0,True), (96,5,2,1,1,True), (96,7,3,0,0,True), (64,3,1,1,0,False), (384,4,2,1,1,True), (128,16,1,0,1,False), (64,40,5,1,1,True)):
+    norm = nn.GroupNorm(32, C); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
+    of = lambda f: lambda x, w, b, *more: f(norm, x, more[0] if mod else None, act, more[-1] if pre else None)   # w, b: the norm's own
+    leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + [torch.randn(B, 2*C, 1, 1)*.3]*mod + [torch.randn(C)]*pre
+    off = same(of(norm_act), of(in_two_passes), *leaves)
+    assert max(off) < 1e-6, (C, side, B, mod, pre, act, off)
+for side,C in ((4, 32), (6, 96), (10, 64)):
+    x = torch.randn(2, C, side, side)
+    assert max(same(twice, _Twice.apply, x)) < 1e-6 and max(same(halved, _Halved.apply, x)) < 1e-6, side
+    assert max(same(plus, _Plus.apply, x, torch.randn_like(x), torch.randn(C))) < 1e-6
+'''
+
+@pytest.mark.skipif(cuda.triton is None, reason='this build of torch comes without Triton')
+def test_kernels_compute_the_norm_and_its_gradients():
+    run = subprocess.run([sys.executable, '-c', KERNELS], env=os.environ | dict(TRITON_INTERPRET='1'), capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert run.returncode==0, run.stderr[-800:]
+
+def pictures(n=8, side=16): return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0)).byte()
+
+def trained(iters, **kw):
+    t = Trainer(pictures(), None, small_arch(16, width=32), iters=iters, batch=4, amp=False, **kw)
+    losses = []; t.run(False, lambda run, loss: losses.append(loss))
+    return t,losses
+
+def test_recorded_iterations_are_the_plain_ones(taped, monkeypatch):
+    t,losses = trained(8)
+    assert t.plain==3 and t.played==5==t.tape.made
+    monkeypatch.setattr(Trainer, '_recordable', lambda self: False); plain,same = trained(8)
+    assert plain.played==0 and losses==same
+    assert all(torch.equal(a, b) for a,b in zip(t.avg.parameters(), plain.avg.parameters()))
+
+def test_a_recorded_iteration_without_a_number_leaves_the_weights_alone(taped):
+    t = Trainer(pictures(), None, small_arch(16, width=32), iters=9, batch=4, amp=False)
+    for _ in range(4): t.step()
+    before = [p.clone() for p in t.model.parameters()]
+    t.ready[2][:] = float('nan')
+    with pytest.raises(Diverged): t.step()
+    assert all(torch.equal(a, b) for a,b in zip(before, t.model.parameters()))
+
+def test_hooks_hear_of_played_passes(taped, monkeypatch):
+    heard = []
+    t = Trainer(pictures(), None, small_arch(16, width=32), iters=9, batch=4, amp=False)
+    t.model.register_forward_hook(lambda m, a, out: heard.append(len(out))); t.model.register_full_backward_pre_hook(lambda m, grads: heard.append(-len(grads[0])))
+    t.plain = 3
+    class Silent(Calls):                                                     # as a GPU's: what is played calls no hook
+        def __call__(self, *given):
+            first = not self.made; hooks = dict(t.model._forward_hooks),dict(t.model._backward_pre_hooks)
+            if not first: t.model._forward_hooks.clear(); t.model._backward_pre_hooks.clear()
+            out = super().__call__(*given)
+            t.model._forward_hooks.update(hooks[0]); t.model._backward_pre_hooks.update(hooks[1])
+            return out
+    monkeypatch.setattr(gen2res.train, 'Tape', Silent)
+    for _ in range(3): t.step()
+    assert heard==[4, -4]*3
+
+def test_a_recorded_walk_is_the_plain_one(monkeypatch):
+    torch.manual_seed(0); net = UNet(**small_arch(16, width=32)).eval().requires_grad_(False)
+    for p in net.parameters():
+        if not p.any(): nn.init.normal_(p, std=.02)
+    prior = Prior(net, Schedule.linear(), 16); x = torch.randn(2, 3, 16, 16)
+    plain = denoise(prior, x, [400, 300, 200, 100], rng=[1, 2])
+    monkeypatch.setattr(cuda, 'Tape', Calls)
+    monkeypatch.setattr(Prior, '_for_walks', lambda self: cuda.Recorded(self.model))
+    seen = []
+    monkeypatch.setattr(cuda, 'told', lambda net, batch: seen.append(len(batch)))
+    assert torch.equal(denoise(prior, x, [400, 300, 200, 100], rng=[1, 2]), plain) and seen==[2, 2] and prior.quick is None
