@@ -268,7 +268,7 @@ def _long(s) -> str: return f'{s:.1f} s' if s<600 else f'{s/60:.1f} min' if s<36
 def plans(prior, at_once:int|None=None, rounds:int=3):
     "Lines of text: the rates, and what each plan would take here."
     r = rates(prior, at_once, rounds); seconds = lambda which, plan: sum(plan_seconds(r, which, prior, *PLANS[plan]).values())
-    for name,(a,b) in r.items(): yield f'{name:9} plain {a:9.3f} s   ours {b:9.3f} s   {a/b:5.2f} times as fast'
+    for name,(a,b) in r.items(): yield f'{name:9} plain {a:9.4g} s   ours {b:9.4g} s   {a/b:5.2f} times as fast'
     yield f'the same pictures to {nearness(prior):.1f} dB'
     slow,same,fast = seconds(0, 'paper'),seconds(1, 'paper'),seconds(1, 'fast')
     yield f'the paper\'s plan: plain {_long(slow)}, ours {_long(same)} ({slow/same:.2f} times as fast); the fast plan {_long(fast)}'
