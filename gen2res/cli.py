@@ -427,15 +427,15 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
 RestorerIters = Annotated[Optional[int], typer.Option(min=1, help="Iterations instead of the preset's.")]
 RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), released (the authors' configuration: 2e-5 to 5e-6) or fast (1,200 iterations of 4).")]
 RealOption = Annotated[Optional[Path], typer.Option(help='Folder (or .npz) of good photos of other people, for the GAN loss; without it that loss is left out.')]
-BatchOption = Annotated[int, typer.Option(min=1, help='Pictures per iteration.')]
+BatchOption = Annotated[Optional[int], typer.Option(min=1, help="Pictures per iteration instead of the preset's.")]
 LrOption = Annotated[Optional[float], typer.Option(help="Learning rate instead of the preset's.")]
 
 def _tuning(preset, iters, batch, lr, bf16, seed):
     "Arguments of tune_restorer from those of the command."
     from gen2res.restorers import RESTORER_PRESETS
     if preset not in RESTORER_PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(RESTORER_PRESETS)}')
-    kw = RESTORER_PRESETS[preset] | {k: v for k,v in dict(iters=iters, lr=lr).items() if v is not None}
-    return kw | dict(batch=batch, amp=bf16, seed=seed, sample_every=max(1, kw['iters']//10), progress=sys.stderr.isatty())
+    kw = RESTORER_PRESETS[preset] | {k: v for k,v in dict(iters=iters, batch=batch, lr=lr).items() if v is not None}
+    return kw | dict(amp=bf16, seed=seed, sample_every=max(1, kw['iters']//10), progress=sys.stderr.isatty())
 
 def _image_losses(real, by): return dict(by=by) | ({} if real else dict(gan=0))
 
@@ -445,7 +445,7 @@ PerceptualOption = Annotated[str, typer.Option(help="What compares what is seen:
 def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
                   made: Annotated[Path, typer.Argument(metavar='TARGETS', help='Folder of `gen2res targets`, or of clean pictures with the same names.')],
                   out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('tuned.safetensors'),
-                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
+                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
                   perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
                   work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Second half of `adapt`: train the restorer on that.
@@ -465,7 +465,7 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
 @app.command()
 def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: hundreds of them, damaged in the same unknown way.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('adapted.safetensors'),
-          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=16, lr: LrOption=None, preset: RestorerPreset='paper',
+          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
           perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
           work: WorkOption=Path('adapting'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
           prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
@@ -533,7 +533,7 @@ def demo(port: Annotated[int, typer.Option(min=1, max=65535, help='Of the page.'
     except OSError as e: stop(f'{host}:{port}: the page cannot be served there; choose another --port ({str(e).splitlines()[0]})')
 
 # %% ../nbs/18_cli.ipynb #bacf74f2
-def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw): # kw: of Bench
+def _rows(what, data, work, prior, device, restorer, photos, tuning, **kw): # tuning: of Tables; kw: of Bench
     "The measurement of this name as a function without arguments, or None."
     from gen2res.bench import MEASURES
     from gen2res.claims import CLAIMS, Claims
@@ -543,7 +543,7 @@ def _rows(what, data, work, prior, device, restorer, photos, iters, batch, **kw)
     on = lambda bench, **of: bench(data, _prior(prior, device), work, progress=sys.stderr.isatty(), **kw, **of)
     if what in MEASURES: return lambda: MEASURES[what](data)
     if kind=='claim' and name in CLAIMS: return lambda: CLAIMS[name](on(Claims))
-    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device), n=photos, iters=iters, batch=batch))
+    if kind=='table' and name in TABLES: return lambda: TABLES[name](on(Tables, restorer=_tunable(restorer, device), n=photos, **tuning))
     if kind=='set' and name in SETS: return lambda: set_table(on(Sets), name, kw['methods'] or ['plain'])
 
 def _engine(name, scheduler, ca, cert, key):
@@ -595,8 +595,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
           shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, targets and memory: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
-          iters: Annotated[Optional[int], typer.Option(min=1, help='For tables: iterations of the tuning. Default 1200 (of 4); the paper has 20000 (of 16).')]=None,
-          batch: Annotated[Optional[int], typer.Option(min=1, help='For tables: photos per iteration. Default 16, as in the paper; fewer where memory is short.')]=None,
+          preset: Annotated[str, typer.Option(help="For tables: how restorers are tuned, as in tune-restorer.")]='fast', iters: RestorerIters=None, batch: BatchOption=None,
           engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
@@ -610,7 +609,7 @@ def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoi
     """
     from gen2res.bench import BENCHES, MEASURES
     csv = out or Path(f'data/results/{what}.csv')
-    rows = _rows(what, data, work, prior, device, restorer, photos, iters, batch, ledger=csv.with_name('scores.jsonl'),
+    rows = _rows(what, data, work, prior, device, restorer, photos, dict(preset=preset, iters=iters, batch=batch), ledger=csv.with_name('scores.jsonl'),
                  engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
     if rows: _measure(what, rows, data, csv, force)

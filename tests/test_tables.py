@@ -15,7 +15,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def bench(data, tiny64, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, 'TUNING', dict(iters=1, batch=2, lr=1e-4)); monkeypatch.setattr(tables, 'N_PHOTOS', 4); monkeypatch.setattr(tables, 'pseudo_numbers', lambda p, K=8, L=2, N=2, steps=2: dict(K=min(K, 8), L=L, N=N, steps=2))
+    monkeypatch.setitem(tables.RESTORER_PRESETS, 'fast', dict(iters=1, batch=2, lr=1e-4)); monkeypatch.setattr(tables, 'N_PHOTOS', 4); monkeypatch.setattr(tables, 'pseudo_numbers', lambda p, K=8, L=2, N=2, steps=2: dict(K=min(K, 8), L=L, N=N, steps=2))
     real = tables.pseudo_targets
     monkeypatch.setattr(tables, 'pseudo_targets', lambda y, prior, **kw: real(y, prior, **(dict(K=8, L=2, steps=2) | kw)))
     torch.manual_seed(0)
@@ -32,7 +32,7 @@ SMALL = '2 moderate',
 
 @pytest.mark.parametrize('name', ONCE)
 def test_every_table(name, bench, tmp_path):
-    kw = {'3': dict(on='2 moderate'), '4': dict(kinds=SMALL, ns=(2,None)), 'iters': dict(kinds=SMALL, iters=(2,)), 'steps': dict(kinds=SMALL, steps=(1,))}.get(name, dict(kinds=SMALL))
+    kw = {'3': dict(on='2 moderate'), '4': dict(kinds=SMALL, ns=(2,None)), 'iters': dict(kinds=SMALL, longer=(2,)), 'steps': dict(kinds=SMALL, steps=(1,))}.get(name, dict(kinds=SMALL))
     bench.methods = {'6': ['L1'], '12': ['free from 180'], '21': ['N 32'], 'seeds': ['seed 1']}.get(name)
     rows = read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'t.csv')); alone = among(rows, minus='')
     assert {r['metric'] for r in alone}==({'ids64', 'pd64', 'detail', 'fd64 good'} if name=='3' else {*NAMES, *SET}) and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
