@@ -21,6 +21,7 @@ from PIL import Image
 import gen2res
 from .album import ALBUM_PLANS, Member, album_K, generative_album, strangers, together
 from .constraints import Guide, LowFreq
+from .cuda import PLAIN
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
 from .degrade import degrade
 from .embedder import against, cross_video, embed, load_embedder, rank1, verification
@@ -55,9 +56,9 @@ def timed(f):
     _wait(); start = time.perf_counter(); f(); _wait()
     return time.perf_counter()-start
 
-def alternate(*fs, rounds:int=9): # functions without arguments
-    "Median seconds of each, taken in turns, after one warm-up each."
-    for f in fs: f()
+def alternate(*fs, rounds:int=9, warm:int=1): # functions without arguments
+    "Median seconds of each, taken in turns, after warm-ups."
+    for f in fs*warm: f()
     times = [[timed(f) for f in fs] for _ in range(rounds)]
     return [statistics.median(t) for t in zip(*times)]
 
@@ -236,15 +237,17 @@ def _trainings(prior, y, batch:int):
     many = y.expand(batch, -1, -1, -1)
     return plain_training(prior, many),settled(Tuner(prior, many, out=None, amp=True, **PRESETS['generative'] | dict(iters=10**6, batch=batch))).step
 
+def _warm(prior): return 1 if prior.device.type=='cpu' else PLAIN+1 # a GPU's are recorded only then
+
 def settled(tuner):
     "Past the iterations that a GPU does plainly, before it records one."
-    for _ in range(WARM*(tuner.device.type=='cuda')): tuner.step()
+    for _ in range((WARM+1)*(tuner.device.type=='cuda')): tuner.step()
     return tuner
 
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
     y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or together(prior, 16)
-    step = lambda guided: lambda n: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds), (1, n))]
+    step = lambda guided: lambda n: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds, warm=_warm(prior)), (1, n))]
     with quick.walking(): drawn = dict(step=_at_most(n, step(False)), alone=step(False)(1), guided=_at_most(n, step(True)))
     return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))
 
@@ -279,7 +282,7 @@ def targets(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     y,quick,plan = astronaut(prior.side).to(prior.device),_quick(prior),pseudo_numbers(prior)
     def seconds(n):
         many = y.expand(n, -1, -1, -1); held = [LowFreq(many, plan['N'])]
-        return alternate(lambda: one_step(quick, many, held, plan['L']+1), rounds=rounds)[0]/n
+        return alternate(lambda: one_step(quick, many, held, plan['L']+1), rounds=rounds, warm=_warm(prior))[0]/n
     with quick.walking(): each = plan['steps']*_at_most(at_once or together(prior, 16), seconds)
     yield f'{photos} pseudo targets of {prior.side} pixels, {plan["steps"]} steps each: {_long(photos*each)}, {each:.3g} s a target (without the restorer)'
 
@@ -292,10 +295,10 @@ def memory(prior, batch:int=4):
         yield f'{"bf16" if amp else "float32":7}  {"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s'
 
 def _needed(prior, amp, lora, n, twice) -> tuple: # (MB, seconds)
-    "Of the second iteration: the first makes the optimizer's state."
+    "Of an iteration when all is there: the optimizer's state after the first, a GPU's recording after some."
     if lora: import peft                                                          # not its memory
     with peak_memory(prior.device) as peak:
-        tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=2, batch=n, lr=1e-5, amp=amp)
+        tuner = Tuner(prior, astronaut(prior.side), lora, out=None, iters=100, batch=n, lr=1e-5, amp=amp)
         if twice: tuner.thriftier()
         settled(tuner).step(); seconds = timed(tuner.step)
     return peak(),seconds

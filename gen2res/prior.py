@@ -97,7 +97,7 @@ class Prior(Pictures):
     def _for_walks(self):
         "The network that walks ask: its weights in bf16, if it computes in it; on a GPU a recording. None: the network as it is."
         net = _cast(copy.deepcopy(self.model)) if self.bf16 and quick_bf16(self.device) else self.model
-        if self.device.type=='cuda' and isinstance(net, UNet): return Recorded(net if net is self.model else net.to(memory_format=torch.channels_last))
+        if isinstance(net, UNet) and self.device.type=='cuda': return Recorded(net if net is self.model else net.to(memory_format=torch.channels_last))
         return None if net is self.model else net
 
     @contextmanager

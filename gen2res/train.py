@@ -7,12 +7,12 @@ __all__ = ['VAL_TS', 'WARM', 'loss_weights', 'normal_kl', 'level_nll', 'variatio
            'to_unit', 'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'fitting', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
-import copy, hashlib, json, math, time, warnings
+import copy, hashlib, json, math, time
 from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
-from .cuda import Tape, looked_up, sent, told
+from .cuda import looked_up, recorded, sent, told
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
 from .prior import Prior, autocast, best_device, no_memory, save_prior
 from .sample import generate
@@ -336,7 +336,7 @@ class Trainer(Run):
             else: group['lr'] = lr
 
     def _resume(self):
-        super()._resume()
+        self.forget_tape(); super()._resume()
         for group in self.opt.param_groups: group |= dict(capturable=False) | self.rate()      # it may come from another kind of device
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
@@ -356,7 +356,8 @@ class Trainer(Run):
         flip = torch.rand(self.batch, generator=g) < .5
         if self.flips: x0[flip] = x0[flip].flip(-1)
         t = torch.randint(self.above, self.below or self.schedule.T, (self.batch,), generator=g)
-        return [sent(v, self.device) for v in (x0, t, torch.randn(x0.shape, generator=g))]
+        noise = torch.randn(x0.shape, generator=g)
+        return [sent(x0, self.device), sent(t, self.device) if self.device.type=='cuda' else t, sent(noise, self.device)]   # elsewhere the levels are looked up by the processor
 
     def predict(self, net, x_t, t):
         "The network in bf16 where that is quick, its answer in float32."
@@ -412,12 +413,14 @@ class Trainer(Run):
         return alone and self.net is self.model and isinstance(self.model, UNet) and not self.model.c.use_checkpoint
 
     def _record(self):
-        self.ready = self.batch_at(self.it)
-        try: return Tape(self.guarded, self.ready)
-        except RuntimeError as e:
-            if not no_memory(e): warnings.warn(f'{self.name}: iterations cannot be recorded and are slower for it ({str(e).splitlines()[0][:120]})')
-        torch.cuda.empty_cache()
-        return False
+        self.ready,self.played = self.batch_at(self.it),0
+        tape = recorded(self.guarded, self.ready, f'{self.name}: an iteration')
+        if not tape: self.opt.found_inf = None                                      # of a recording that nobody plays
+        return tape or False
+
+    def forget_tape(self):
+        "It holds memory, and addresses: others need the one, and the other may change. It is made anew."
+        if self.tape: self.tape = self.ready = self.opt.found_inf = None; torch.cuda.empty_cache()
 
     def guarded(self, *batch):
         "An iteration nobody waits for: what is no number leaves the weights alone. Loss, and norm of the gradient."
@@ -430,15 +433,17 @@ class Trainer(Run):
         "While the GPU is at it, the next batch is drawn."
         self.seeds_at(self.it); seen = self.tape(*self.ready)
         if self.played: told(self.model, self.ready[0], back=True)              # the first was heard of while it was recorded
-        self.average(); self.played += 1; self.it += 1
-        self.ready = self.batch_at(self.it)
+        self.average(); self.played += 1
+        self.ready = self.batch_at(self.it+1)
         loss,_ = self.checked(seen.cpu()).tolist()
+        self.it += 1
         return loss
 
     # -- looking at it -------------------------------------------------------
     @torch.no_grad()
     def errors(self, images=None, ts=VAL_TS, chunk:int=38) -> dict: # t -> mean squared error of the noise, averaged weights
         "Validation: the same noise every time, so that runs can be compared."
+        self.forget_tape()
         out,images = {},self.val if images is None else images
         for t in ts:
             g,errs = torch.Generator().manual_seed(t),[]
@@ -462,6 +467,7 @@ class Trainer(Run):
 
     def sheet(self, n:int=16, steps:int=100):
         "A sheet of samples, the same seeds every time."
+        self.forget_tape()
         save_image(grid(generate(self.prior(), n, steps), cols=8), self.out/f'samples_{self.it:06}.png')
 
     def finish(self) -> Prior:

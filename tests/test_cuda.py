@@ -1,9 +1,9 @@
 "What a GPU does, as far as it can be tried without one: the kernels in Triton's interpreter, recorded iterations with a tape that calls."
 import os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest, torch
 from torch import nn
-import gen2res.prior, gen2res.train
 from gen2res import cuda
 from gen2res.prior import Prior
 from gen2res.sample import denoise
@@ -23,7 +23,7 @@ class Calls:
 
 @pytest.fixture
 def taped(monkeypatch):
-    monkeypatch.setattr(gen2res.train, 'Tape', Calls); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)
+    monkeypatch.setattr(cuda, 'Tape', Calls); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)
 
 KERNELS = '''
 import torch, torch.nn.functional as F
@@ -90,7 +90,7 @@ def test_hooks_hear_of_played_passes(taped, monkeypatch):
             out = super().__call__(*given)
             t.model._forward_hooks.update(hooks[0]); t.model._backward_pre_hooks.update(hooks[1])
             return out
-    monkeypatch.setattr(gen2res.train, 'Tape', Silent)
+    monkeypatch.setattr(cuda, 'Tape', Silent)
     for _ in range(3): t.step()
     assert heard==[4, -4]*3
 
@@ -105,3 +105,32 @@ def test_a_recorded_walk_is_the_plain_one(monkeypatch):
     seen = []
     monkeypatch.setattr(cuda, 'told', lambda net, batch: seen.append(len(batch)))
     assert torch.equal(denoise(prior, x, [400, 300, 200, 100], rng=[1, 2]), plain) and seen==[2, 2] and prior.quick is None
+
+def test_a_recording_is_made_anew_after_others_had_the_memory(taped, monkeypatch):
+    t,losses = trained(9, val=pictures(4), val_every=5)
+    assert t.plain==3 and t.played==4 and t.tape.made==4                          # two before the validation, five after it
+    monkeypatch.setattr(Trainer, '_recordable', lambda self: False); assert trained(9, val=pictures(4), val_every=5)[1]==losses
+
+class Broken:
+    def __init__(self, f, given, pool=None): f(*given); raise RuntimeError('operation not permitted when stream is capturing')
+
+def test_what_cannot_be_recorded_goes_on_plainly(monkeypatch, recwarn):
+    monkeypatch.setattr(cuda, 'Tape', Broken); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)
+    t = Trainer(pictures(), None, small_arch(16, width=32), iters=6, batch=4, amp=False)
+    for _ in range(3): t.step()
+    monkeypatch.setattr(Trainer, 'guarded', lambda self, *batch: setattr(self.opt, 'found_inf', torch.tensor(3e4)))
+    losses = [t.step() for _ in range(3)]
+    assert t.tape is False and t.plain==6 and t.opt.found_inf is None and len({id(w) for w in recwarn if 'recorded' in str(w.message)})==1
+    monkeypatch.undo(); plain = Trainer(pictures(), None, small_arch(16, width=32), iters=6, batch=4, amp=False)
+    assert [plain.step() for _ in range(6)][3:]==losses
+    net = nn.Conv2d(3, 3, 1); r = cuda.Recorded(net); monkeypatch.setattr(cuda, 'Tape', Broken)
+    with torch.no_grad(): assert all(torch.equal(r(x), net(x)) for x in torch.randn(5, 1, 3, 4, 4)) and list(r.tapes.values())==[None]
+
+def test_threads_do_not_get_each_others_answers(monkeypatch):
+    monkeypatch.setattr(cuda, 'Tape', Calls); net = nn.Identity(); r = cuda.Recorded(net)
+    def ask(k):
+        with torch.no_grad(): return all(r(torch.full((1, 3, 4, 4), float(k))).unique().tolist()==[k] for _ in range(300))
+    before = sys.getswitchinterval(); sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool: assert all(pool.map(ask, (1, 2)))
+    finally: sys.setswitchinterval(before)
