@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES', 'OWN_KS',
-           'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES', 'WALKS', 'CLAIMS',
-           'damaged', 'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job',
+           'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES', 'WALKS',
+           'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job',
            'tuned_album_job', 'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K',
            'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums',
            'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
@@ -84,10 +84,10 @@ def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps, RULES[rule]), recipe, seed=who, **kw))
 
-def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, **kw): # size: pictures of the album; of: whose album, if not the person's own
+def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; draw: of the album that is made, and of the tuning
     y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
     some = _spread(album, size or len(album))
-    x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who, **kw)
+    x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who+1000*draw, **kw)
     return dict(y=y, truth=truth, album=some, x=x)
 
 def album_job(b, who, damage, n=4, **kw): # kw: of generative_album
@@ -147,8 +147,8 @@ def portrait_jobs(who, damage, Ks) -> dict: # by method
     free = dict(kind='portrait', who=who, damage=damage, Ks=list(Ks), seeds=[0, 1], steps=50)
     return {FREE: free, MADE: made_job(free)}
 
-def person_jobs(who, damage, Ks, sizes=(None,)) -> dict:
-    free = dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[0], steps=50)
+def person_jobs(who, damage, Ks, sizes=(None,), draw=0) -> dict: # draw: of everything that is drawn
+    free = dict(kind='person', who=who, damage=damage, Ks=list(Ks), seeds=[draw], steps=50) | ({'draw': draw} if draw else {})
     return {FREE: free, **{f'{OWN} {n}' if n else OWN: free | dict(recipe='personal', tuning=TUNING) | (dict(size=n) if n else {}) for n in sizes}}
 
 def _at(rs, k) -> dict: # rs: of `results`
@@ -156,9 +156,12 @@ def _at(rs, k) -> dict: # rs: of `results`
     given = next(iter(rs[0]))
     return {'input': [r[given][:,0].mean(0) for r in rs]} | {m: [r[m][:,1+k].mean(0) for r in rs] for m in rs[0]}
 
-def _measured(b, jobs, Ks, *bases, names=SCORES, **labels):
+def _mean(draws) -> list: # draws: [of `results`] -> one like them
+    return [{m: np.mean([r[m] for r in same], 0) for m in same[0]} for same in zip(*draws)]
+
+def _measured(b, jobs, Ks, *bases, names=SCORES, again=(), **labels): # again: the jobs with other draws
     "Rows for every K, each method compared with every base."
-    rs = b.results(jobs, bases[0], names)
+    rs = _mean([b.results(j, bases[0], names) for j in (jobs, *again)])
     for k,K in enumerate(Ks): yield from compared(_at(rs, k), bases, names, **labels, K=K)
 
 # %% ../nbs/20_claims.ipynb #ae88fc38
@@ -199,9 +202,10 @@ def claim_scale(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw
 
 # %% ../nbs/20_claims.ipynb #5914d9d9
 OWN_KS = 100,200,400
+DRAWS = 0,1 # of everything that is drawn: the album that is made, the tuning, the walk
 
-def identity_jobs(who, damage, Ks) -> dict: # by method
-    jobs = person_jobs(who, damage, Ks)
+def identity_jobs(who, damage, Ks, draw=0) -> dict: # by method
+    jobs = person_jobs(who, damage, Ks, draw=draw)
     return jobs | {MADE: made_job(jobs[FREE]), STRANGER: jobs[OWN] | dict(of=who^1)}
 
 def claim_identity(b, people=range(20), damage='camera'):
@@ -215,13 +219,13 @@ def claim_albums(b, people=range(20), damage='camera'):
     yield from compared(_pictures(rs), STRANGER, SCORES)
 
 def seed_jobs(who, damage, Ks) -> dict: # by method
-    "As measured, with the walks' first seed, and with three others."
-    jobs = person_jobs(who, damage, Ks)
-    return jobs | {f'{m}, other seeds': j | dict(seeds=[1, 2, 3]) for m,j in jobs.items()}
+    "As measured, and drawn again."
+    first,second = (identity_jobs(who, damage, Ks, d) for d in DRAWS)
+    return first | {f'{m}, again': j for m,j in second.items()}
 
 def claim_seeds(b, people=range(6), damage='camera'):
-    "Rows: does the seed of the walks matter? Free and personal, each pair compared."
-    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, other seeds', OWN)
+    "Rows: how much is chance? Everything drawn again, each draw compared with its free restorations."
+    yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, again')
 
 # %% ../nbs/20_claims.ipynb #272f648b
 SIZES = 1,2,4,8,None # None: all
@@ -229,7 +233,8 @@ SIZES = 1,2,4,8,None # None: all
 def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
     people = people or best_known(b.data, 12, b.prior.side)
-    yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES) for w in people], OWN_KS, FREE)
+    first,*again = ([person_jobs(w, damage, OWN_KS, SIZES, d) for w in people] for d in DRAWS)
+    yield from _measured(b, first, OWN_KS, FREE, again=again)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
