@@ -223,11 +223,10 @@ class _NormAct(torch.autograd.Function):
     def forward(ctx, x, w, bias, mod, pre, G, eps, act):
         x,mod = _nhwc(x),mod if mod is None else mod.contiguous(); B,C,H,W = x.shape; P,R,S = _tiles(x, G)
         part,stats,normed,y = _channel_sums(x, pre, G, S),_floats(x, B, 2, G),_floats(x, B, C),torch.empty_like(x)
-        ctx.how = [x if pre is None else pre, w, bias, x if mod is None else mod, H*W, C, G, P, R]
-        ctx.kinds = pre is not None,mod is not None,act
+        given,ctx.kinds = (x if pre is None else pre, w, bias, x if mod is None else mod),(pre is not None, mod is not None, act)
         with torch.cuda.device_of(x):
             _finish[(B,)](part, stats, normed, H*W, eps, C, G, P, S)
-            _apply[(-(-H*W//R), B)](x, y, stats, *ctx.how, *ctx.kinds)
+            _apply[(-(-H*W//R), B)](x, y, stats, *given, H*W, C, G, P, R, *ctx.kinds)
         ctx.save_for_backward(x, stats, normed, w, bias, mod, pre); ctx.how = H*W,C,G,P,R,S
         return y
 

@@ -212,7 +212,7 @@ class Run:
     def average(self):
         "Move averaged weights towards those of the model."
         avg,theirs,model,ours = self.averaged; w = min(self.ema, (1+self.it)/(10+self.it))    # a short memory at first
-        torch._foreach_lerp_(avg, model, 1-w) if w else torch._foreach_copy_(avg, model)
+        torch._foreach_lerp_(avg, model, 1-w)
         for a,b in zip(theirs, ours): a.copy_(b)
 
     # -- the run ---------------------------------------------------------------
