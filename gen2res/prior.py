@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Pred', 'FORMAT', 'LARGE', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS', 'weights_hash', 'quick_bf16', 'autocast',
-           'no_memory', 'Pictures', 'Prior', 'GaussianPrior', 'PriorError', 'prior_config', 'build_prior', 'packed',
-           'unpacked', 'save_prior', 'read_state', 'guess_family', 'foreign_config', 'DiffusersUNet', 'autoencoder_of',
-           'diffusers_schedule', 'pretrained', 'from_diffusers', 'shipped', 'save_net', 'load_net', 'cache_path',
-           'where_is', 'online', 'sha256_of', 'fetch', 'hub_files', 'best_device', 'is_repo', 'load_prior']
+           'no_memory', 'casting', 'as_bf16', 'Pictures', 'Prior', 'GaussianPrior', 'PriorError', 'prior_config',
+           'build_prior', 'packed', 'unpacked', 'save_prior', 'read_state', 'guess_family', 'foreign_config',
+           'DiffusersUNet', 'autoencoder_of', 'diffusers_schedule', 'pretrained', 'from_diffusers', 'shipped',
+           'save_net', 'load_net', 'cache_path', 'where_is', 'online', 'sha256_of', 'fetch', 'hub_files', 'best_device',
+           'is_repo', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #6355b063
 import copy, hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
@@ -52,10 +53,13 @@ def no_memory(e) -> bool:
     "Is it that memory ran out? A CPU's allocator says so in words only."
     return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
 
-def _cast(net):
+def casting(net) -> list: # of its modules
+    "Those that compute in bf16 under autocast."
+    return [m for m in net.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear))]
+
+def as_bf16(net):
     "What computes in bf16 anyway, in bf16."
-    for m in net.modules():
-        if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Linear)): m.to(torch.bfloat16)
+    for m in casting(net): m.to(torch.bfloat16)
     return net
 
 class Pictures:
@@ -96,7 +100,7 @@ class Prior(Pictures):
 
     def _for_walks(self):
         "The network that walks ask: its weights in bf16, if it computes in it; on a GPU a recording. None: the network as it is."
-        net = _cast(copy.deepcopy(self.model)) if self.bf16 and quick_bf16(self.device) else self.model
+        net = as_bf16(copy.deepcopy(self.model)) if self.bf16 and quick_bf16(self.device) else self.model
         if isinstance(net, UNet) and self.device.type=='cuda': return Recorded(net if net is self.model else net.to(memory_format=torch.channels_last))
         return None if net is self.model else net
 

@@ -11,6 +11,7 @@ __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'TUNED', 'OWN', 'ALBUMS', 'NOTICE', '
 
 # %% ../nbs/10_restore.ipynb #76ba9673
 import hashlib, json, shutil, warnings
+from contextlib import ExitStack, contextmanager
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,7 @@ def _album_plan(prior, preset, n, every, steps, K): # preset: its name, or None
 
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
+    shared = None # while several photos are restored; see walking
     def __init__(self, prior, # of load_prior, or of load_person
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|None=None, steps=None, # None: the recipe's K
@@ -178,8 +180,16 @@ class Restorer:
         rng = seeded(seeds, len(y)).seeds
         return torch.cat([walk(im, self.prior_for(im), [s]) for im,s in zip(y.split(1), rng)])
 
+    @contextmanager
+    def walking(self):
+        "Around several photos: what their walks share (see Prior.walking) is made once."
+        with ExitStack() as self.shared:
+            try: yield
+            finally: self.shared = None
+
     def _walk(self, y, prior, seeds, progress, callback):
         a = self.arguments(y)
+        if self.shared and self.recipe!='generative': self.shared.enter_context(prior.walking())   # there each photo has a prior of its own
         watch = counted(self.watch, 'restoring', len(prior.schedule.timesteps(a['K'], a['steps'])))
         return restore(y, prior, seeds=seeds, **a, progress=progress, callback=callback or watch)
 
@@ -369,4 +379,4 @@ def restore_files(paths, # files and folders
         report(*restore_file(path, restorer, out, force, **kw), sep='\n')
         restorer.forget_photo()
         taken.add(path.stem)
-    return each_file(paths, one, progress, report)
+    with restorer.walking(): return each_file(paths, one, progress, report)

@@ -9,6 +9,7 @@ __all__ = ['SIGNED', 'RESTORER_PRESETS', 'RestorationModel', 'load_restorer', 's
 
 # %% ../nbs/12_restorers.ipynb #c9098cdd
 import copy, json, math, warnings
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -165,6 +166,7 @@ class OnePass:
     def settings(self): return dict(recipe='one pass', restorer=self.restorer.name, side=self.side, weights=weights_hash(self.restorer.model), fidelity=self.restorer.fidelity)
     def __call__(self, y, seeds=0, samples=1, **kw): return self.restorer(y)
     def forget_photo(self): "Nothing is kept."
+    def walking(self): return nullcontext()                                                # it does not walk
 
 def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:int=6):
     "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's does with 8 x 8 of 512."

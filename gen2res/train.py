@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VAL_TS', 'WARM', 'loss_weights', 'normal_kl', 'level_nll', 'variational_bits', 'diffusion_loss', 'load_pictures',
-           'to_unit', 'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'fitting', 'Trainer']
+           'to_unit', 'small_arch', 'album_hash', 'team', 'Diverged', 'Run', 'Learner', 'fitting', 'Twin', 'Trainer']
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, hashlib, json, math, time
@@ -14,7 +14,7 @@ import numpy as np, torch
 from tqdm.auto import tqdm
 from .cuda import looked_up, recorded, sent, told
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
-from .prior import Prior, autocast, best_device, no_memory, save_prior
+from .prior import Prior, as_bf16, autocast, best_device, casting, no_memory, quick_bf16, save_prior
 from .sample import generate
 from .schedule import Schedule
 from .unet import UNet
@@ -283,6 +283,27 @@ def fitting(there, here) -> dict: # two networks
     if share<.5: raise ValueError(f'only {share:.0%} of the weights of this network are in the one to begin with: their widths or depths differ')
     return fit
 
+class Twin:
+    "A network's double that computes in bf16 and shares what is never cast. Autocast casts each weight as it meets it, and each gradient; here all are cast together."
+    def __init__(self, net):
+        whole = {p for m in casting(net) for p in m.parameters()}
+        shared = [p for p in net.parameters() if p not in whole] + [getattr(net, 'c', None)]     # c: the settings of a UNet
+        self.net = as_bf16(copy.deepcopy(net, {id(v): v for v in shared}))
+        self.pairs = [(p,q) for p,q in zip(net.parameters(), self.net.parameters()) if p is not q]
+
+    @torch.no_grad()
+    def refresh(self):
+        "The weights of now, no gradients."
+        self.net.zero_grad()
+        torch._foreach_copy_([q for _,q in self.pairs], [p for p,_ in self.pairs])
+
+    @torch.no_grad()
+    def hand_over(self):
+        "Its gradients are those of the network, or come on top of what is there."
+        pairs = [(p,q) for p,q in self.pairs if q.grad is not None]
+        grads = [torch.empty_like(p) for p,_ in pairs]; torch._foreach_copy_(grads, [q.grad for _,q in pairs])
+        for (p,q),g in zip(pairs, grads): p.grad,q.grad = g if p.grad is None else p.grad+g,None
+
 class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     tape,plain,played = None,0,0 # what a GPU plays at each iteration (None: not yet, False: it cannot); iterations without and with it
@@ -310,7 +331,9 @@ class Trainer(Run):
         self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = self._optimizer()
-        self.net,self.at_once = torch.compile(self.model) if compile else self.model,batch
+        self.twin = Twin(self.model) if amp and quick_bf16(self.device) else None
+        self.net,self.compiled,self.at_once = self.twin.net if self.twin else self.model,compile,batch
+        if compile: self.net = torch.compile(self.net)
         self.resume()
 
     def _network(self):
@@ -368,10 +391,12 @@ class Trainer(Run):
         x_t = self.schedule.diffuse(x0, t, noise)
         loss = diffusion_loss(self.schedule, self.predict(self.net, x_t, t), x0, x_t, t, noise, self.weights).sum()/of
         loss.backward()
+        if self.twin: self.twin.hand_over()
         return loss.detach()
 
     def _gradients(self, batch):
         self.opt.zero_grad(set_to_none=True); self.seeds_at(self.it)               # tried again, dropout draws the same
+        if self.twin: self.twin.refresh()
         return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
 
     def backward(self, batch):
@@ -410,7 +435,7 @@ class Trainer(Run):
 
     def _recordable(self):
         alone = self.device.type=='cuda' and self.team.num_processes==1
-        return alone and self.net is self.model and isinstance(self.model, UNet) and not self.model.c.use_checkpoint
+        return alone and not self.compiled and isinstance(self.model, UNet) and not self.model.c.use_checkpoint
 
     def _record(self):
         self.ready,self.played = self.batch_at(self.it),0

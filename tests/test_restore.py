@@ -4,6 +4,7 @@ import pytest, torch
 from gen2res.untuned import AlbumMean
 from PIL import Image
 from gen2res.constraints import Guide, LowFreq, PartialGuide
+from gen2res.prior import Prior
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_tensor, to_unit_rgb
 from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
                              restore_example, restore_file, restore_files, restorer_of, spread, spread_map)
@@ -159,6 +160,16 @@ def test_bf16_is_near_and_on_record(tiny, monkeypatch):
     assert not Restorer(tiny, 'personal', album=y).tuning['amp']
     assert 'bf16' not in Restorer(tiny, K=20).settings()
     with pytest.raises(ValueError, match='made with bf16 = True'): restorer_of(json.loads(record(r.settings()|dict(bf16=True))['gen2res']), tiny)
+
+@pytest.mark.parametrize('recipe,times', [('plain', 1), ('personal', 1), ('generative', 4)]) # there album and walk of each photo
+def test_photos_of_one_prior_share_what_their_walks_need(tiny, tmp_path, monkeypatch, recipe, times):
+    monkeypatch.setattr('gen2res.prior.quick_bf16', lambda device: True)                 # emulated, if need be
+    made,real = [],Prior._for_walks; monkeypatch.setattr(Prior, '_for_walks', lambda self: made.append(self) or real(self))
+    for i in range(2): save_image(y.roll(i, -1), tmp_path/f'{i}.png')
+    tiny.bf16 = True; r = Restorer(tiny, recipe, K=8, album=y, n=1, every=1, album_steps=2, tuning=dict(iters=1))
+    assert not restore_files([tmp_path], r, tmp_path/'o', square=True, which='centre', report=lambda *l, **kw: None)
+    assert len(made)==times and r.shared is None and tiny.quick is None
+    r(y); assert len(made)>times                                                          # alone it makes its own
 
 def test_bf16_is_not_emulated(tiny, monkeypatch):
     exact = Restorer(tiny, K=20)(y, seeds=7); tiny.bf16 = True

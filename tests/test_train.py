@@ -22,6 +22,19 @@ def test_killed_and_resumed_is_the_same_run(pictures, tmp_path, out_channels):
     assert all(torch.equal(a, b) for a,b in zip(whole.model.parameters(), second.model.parameters()))
     assert load_prior(tmp_path/'b'/'prior', 'cpu').variance==('learned' if out_channels==6 else 'fixed_small')
 
+@pytest.mark.parametrize('at_once', [4, 2])
+def test_weights_cast_together_learn_what_weights_cast_one_by_one_do(pictures, monkeypatch, at_once):
+    for name in ('prior', 'train'): monkeypatch.setattr(f'gen2res.{name}.quick_bf16', lambda device: True)      # emulated, if need be
+    together,single = (Trainer(pictures, None, ARCH | dict(attention_pixels=[8], dropout=.1), batch=4, iters=6, device='cpu') for _ in range(2))
+    assert together.twin and together.net is not together.model
+    single.twin,single.net = None,single.model
+    for t in (together, single): t.at_once = at_once
+    assert [together.step() for _ in range(6)]==[single.step() for _ in range(6)]
+    assert all(torch.equal(a, b) for a,b in zip(together.model.parameters(), single.model.parameters()))
+    cast = {id(q) for _,q in together.twin.pairs}
+    assert all((q.dtype==torch.bfloat16)==(id(q) in cast) for q in together.net.parameters())                   # all else is shared, not copied
+    assert {id(q) for q in together.net.parameters()}-cast <= {id(p) for p in together.model.parameters()}
+
 def test_it_saves_by_the_clock(pictures, tmp_path):
     t = Trainer(pictures, tmp_path, ARCH, batch=2, iters=3, save_seconds=0., device='cpu')
     saves = []; real = t.save; t.save = lambda: (saves.append(t.it), real())
