@@ -164,14 +164,14 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
     from PIL import Image
     from gen2res.album import personal_album
     from gen2res.images import save_image
-    from gen2res.restore import again as again_, read_record
+    from gen2res.restore import MARKED, again as again_, read_record, signed
     with one_line():
         about = read_record(result); once = about['recipe']=='one pass'
         p = _one_pass(restorer or about['restorer'], about.get('side'), about['fidelity'], device) if once else _prior(prior, device, about.get('bf16', False))
         if person: p = _person(person, p)
         made = _warned(lambda: again_(about, photo, p, None if album is None else personal_album(album, p.side, sys.stderr.isatty())))
         with Image.open(result) as im: far = np.abs(np.asarray(made, int)-np.asarray(im, int)).max()
-        if out: _say(save_image(made, out, overwrite=force))
+        if out: _say(save_image(made, out, signed(about) | MARKED, overwrite=force))
     _say(f'{result}: the same, pixel by pixel' if far==0 else f'{result}: differs by up to {far} of 255 levels')
     if far: raise typer.Exit(1)
 

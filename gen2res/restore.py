@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'TUNED', 'OWN', 'ALBUMS', 'NOTICE', 'XMP', 'MARKED', 'SMALLEST', 'Paths', 'HOW',
            'SHOWN', 'paper_K', 'restore', 'damaged_astronaut', 'At', 'recipe_K', 'recipe_arguments', 'Restorer',
-           'spread', 'spread_map', 'most_faithful', 'record', 'digest', 'read_record', 'again', 'restorer_of',
+           'spread', 'spread_map', 'most_faithful', 'signed', 'record', 'digest', 'read_record', 'again', 'restorer_of',
            'read_face', 'before_after', 'result_paths', 'restore_square', 'restored_faces', 'restore_photo',
            'restore_example', 'restore_file', 'restore_files']
 
@@ -227,13 +227,15 @@ def most_faithful(samples, y, N:int=4) -> int: # y: 1 x 3 x H x W
 # %% ../nbs/10_restore.ipynb #fdc5e292
 NOTICE = 'Restored by a generative model: detail may be invented and need not be true.'
 
+def signed(about) -> dict: # of read_record
+    "The texts that a result carries."
+    return {'Software': f'gen2res {gen2res.__version__}', 'Comment': NOTICE, 'gen2res': json.dumps(about)}
+
 def record(settings, # of Restorer.settings
            seed=0, samples=1, kept=0, source='', how='aligned', # kept: which of the samples this is; source: the photo's name; how: see face_square
            faces=None, file=None) -> dict: # faces: of a whole photo the squares that were restored, and kept is a list, too; file: 12 hex digits of the photo's SHA-256
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
-    return {'Software': f'gen2res {gen2res.__version__}',
-            'Comment': NOTICE,
-            'gen2res': json.dumps(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how) | {k: v for k,v in dict(faces=faces, file=file).items() if v is not None})}
+    return signed(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how) | {k: v for k,v in dict(faces=faces, file=file).items() if v is not None})
 
 XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '

@@ -49,6 +49,15 @@ def test_stopped_in_the_middle_keeps_what_was_finished(tiny, tmp_path):
     with pytest.raises(Stop): made(tiny, folder=tmp_path, batch=1, callback=stop)
     assert sorted(p.name for p in tmp_path.iterdir())==['album_0000.png', 'album_0001.png']
 
+def test_what_walked_together_before_it_was_stopped_is_kept(tiny, tmp_path):
+    class Stop(Exception): pass
+    def stop(st):
+        if (tmp_path/'album_0003.png').exists(): raise Stop                                # four by four on a processor
+    with pytest.raises(Stop): made(tiny, n=6, folder=tmp_path, callback=stop)
+    assert len([*tmp_path.iterdir()])==A.together(tiny, 6)==4
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert torch.equal(made(tiny, n=6, folder=tmp_path), made(tiny, n=6)) and all(p.stat().st_mtime_ns==t for p,t in kept.items())
+
 def test_pictures_say_what_they_are(tiny, tmp_path):
     made(tiny, n=1, folder=tmp_path)
     assert 'generative model' in Image.open(tmp_path/'album_0000.png').text['Comment']
