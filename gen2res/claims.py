@@ -10,8 +10,8 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'claim_detail', 'claim_guidance', 'claim_scale', 'own_draw', 'identity_jobs', 'claim_identity',
            'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
            'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset',
-           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own',
-           'claim_fast', 'walk_jobs', 'claim_walks']
+           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'fewer', 'claim_fewest',
+           'claim_softness', 'claim_fast_own', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -342,6 +342,15 @@ def claim_plans(b, people=range(40, 48)):
     "Rows: all of these, compared with this page's."
     yield from _planned(b, our_plans(b), 'fast', people)
 
+def fewer(p) -> dict: # p: of plans
+    "That plan, and such as take less."
+    pictures,iters = dict(n=p['n']//2),dict(tuning=p['tuning'] | dict(iters=max(1, p['tuning']['iters']*2//3)))
+    return {'as it is': p, 'two thirds of the iterations': p | iters, 'half the pictures': p | pictures, 'both': p | pictures | iters}
+
+def claim_fewest(b, people=range(40, 48), chosen='8, between, short'):
+    "Rows: even less than the cheapest plan that stands in."
+    yield from _planned(b, fewer(our_plans(b)[chosen]), 'as it is', people)
+
 def claim_softness(b, people=range(40, 46)):
     "Rows: one thing at a time that may make a constrained restoration soft."
     one = {'half the push': made_job({}, dict(scale=guide_scale(b.prior)/2)), 'an album from K = 300': made_job({}, dict(album_K=At(256, b.prior).t(300))), 'a third of the rate': made_job({}, lr=TUNING['lr']/3)}
@@ -371,4 +380,4 @@ def claim_walks(b, people=range(12), damages=('camera','small')):
     for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'walks': claim_walks}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fewest': claim_fewest, 'fast': claim_fast, 'fast-own': claim_fast_own, 'walks': claim_walks}
