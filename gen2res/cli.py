@@ -199,7 +199,7 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
     typer.echo(f'gen2res {gen2res.__version__}, torch {torch.__version__}, device {best_device()}\n')
     for name,e in PRIORS.items():
         size = f'{e.size_mb} MB' if e.size_mb else f"{sum(f.stat().st_size for f in where_is(name).iterdir())/1e6:.0f} MB" if where_is(name) else '?'
-        typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.licence}')
+        typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.family:12} {e.licence}')
         typer.echo(f'{"":24} ' + (f'at {where_is(name)}' if where_is(name) else f'goes to {cache_path(name)}, from {e.url or e.page}' if e.family!='own' else 'in data/ of a checkout'))
 
 # %% ../nbs/18_cli.ipynb #b6cf9775
@@ -334,7 +334,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     from gen2res.restore import read_face
     p,taken = _prior(prior, device, bf16),set()
     def one(path):
-        if path.stem in taken: raise ImageError(f'{path.stem}: another photo of this call has the same name without its suffix; give it another --out')
+        if path.stem in taken: raise ImageError(f'{path}: another photo of this call has the same name without its suffix; give it another --out')
         taken.add(path.stem)
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         keep_only(out/path.stem, range(seed, seed+n))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'MANY', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_rgb', 'to_unit_rgb',
-           'load_image', 'load_photo', 'save_image', 'atomic', 'resize', 'square', 'png_text', 'is_foreign',
-           'list_images', 'each_file', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded', 'as_picture', 'choice',
-           'explorer']
+           'load_image', 'load_photo', 'write_image', 'save_image', 'atomic', 'resize', 'square', 'png_text',
+           'is_foreign', 'list_images', 'each_file', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded', 'as_picture',
+           'choice', 'explorer']
 
 # %% ../nbs/00_images.ipynb #3e9df761
 import io, math, os, tempfile, threading, warnings
@@ -113,8 +113,9 @@ def load_photo(path, max_pixels:int=MAX_PIXELS) -> Image.Image: # RGB, 8 bits
     return _read(path, max_pixels, to_rgb)
 
 # %% ../nbs/00_images.ipynb #e19e2c26
-def _write(im, f, suffix, text):
+def write_image(x, f, text=None, suffix:str='.png'): # x, text: as of save_image; f: a binary file
     "Encode for the suffix; PNG carries `text` as its own chunks."
+    im = x if isinstance(x, Image.Image) else to_pil(x)
     info = PngImagePlugin.PngInfo()
     for k,v in (text or {}).items(): info.add_itxt(k, str(v))
     kw = {'.png': dict(pnginfo=info), '.jpg': dict(quality=95, subsampling=0), '.jpeg': dict(quality=95, subsampling=0)}
@@ -126,10 +127,10 @@ def save_image(x, # 1 x C x H x W in [-1, 1], or a Pillow image
                overwrite:bool=True, # False: an existing file is an error
               ) -> Path: # where it now is
     "Write a picture atomically: the file is complete or it is not there."
-    path,im = Path(path),x if isinstance(x, Image.Image) else to_pil(x)
+    path = Path(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE: raise ImageError(f'{path}: unknown picture suffix {path.suffix!r}; use .png')
     if path.exists() and not overwrite: raise FileExistsError(f'{path}: exists already; --force (overwrite=True) replaces it')
-    with atomic(path) as f: _write(im, f, path.suffix.lower(), text)
+    with atomic(path) as f: write_image(x, f, text, path.suffix.lower())
     return path
 
 # %% ../nbs/00_images.ipynb #8ffb6b11
@@ -183,6 +184,11 @@ def list_images(paths, # files and folders; a folder stands for the pictures in 
     inside = lambda d: sorted(p for p in d.iterdir() if p.suffix.lower() in {*SUFFIXES, '.heic', '.heif'} and p.is_file() and not p.name.startswith('.'))
     return list(dict.fromkeys(q for p in map(Path, paths) for q in (inside(p) if p.is_dir() else [p])))
 
+def _why(path, e):
+    "One line, with the file's name in it."
+    line = (str(e).strip() or type(e).__name__).splitlines()[0]
+    return line if isinstance(e, ImageError) or str(path) in line else f'{path}: {line}'
+
 def each_file(paths, do, # do(path) for each picture
               progress:bool=False, report=print) -> list: # files that failed
     "Work through files and folders; a broken file costs one line, not the batch. Raises ImageError if there are no pictures."
@@ -190,7 +196,7 @@ def each_file(paths, do, # do(path) for each picture
     if not files: raise ImageError(f'{", ".join(map(str, paths))}: no pictures here')
     for path in tqdm(files, disable=not progress, unit='photo'):
         try: do(path)
-        except (ImageError, OSError) as e: failed.append(path); report(f'failed: {e}')
+        except (ImageError, OSError, RuntimeError) as e: failed.append(path); report(f'failed: {_why(path, e)}')   # RuntimeError: memory ran out, most of all
     return failed
 
 # %% ../nbs/00_images.ipynb #dc2d85a5

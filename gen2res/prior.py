@@ -399,7 +399,8 @@ def cache_path(name:str) -> Path:
 
 def where_is(name:str) -> Path|None:
     "Local path of a named prior, if it is here already."
-    return shipped(name) or (cache_path(name) if PRIORS[name].family!='own' and cache_path(name).exists() else None)
+    there = lambda path: path.is_file() or any(p.exists() for f in WEIGHTS for p in path.rglob(f))     # a download that was cut off leaves a folder without
+    return shipped(name) or (cache_path(name) if PRIORS[name].family!='own' and there(cache_path(name)) else None)
 
 # %% ../nbs/03_prior.ipynb #e04b44c4
 def online() -> bool: return os.environ.get('HF_HUB_OFFLINE', '0').upper() not in ('1', 'TRUE', 'YES', 'ON')

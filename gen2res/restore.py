@@ -23,7 +23,7 @@ from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
 from .faces import Face, face_of, face_square, look_for, put_back
 from .filters import lowpass
-from .images import ImageError, astronaut, atomic, each_file, grid, load_image, load_photo, png_text, resize, save_image, seeded, to_pil
+from .images import ImageError, astronaut, atomic, each_file, grid, load_image, load_photo, png_text, resize, seeded, to_pil, write_image
 from .prior import sha256_of
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
@@ -292,19 +292,19 @@ def before_after(pictures, labels, side:int=320) -> Image.Image:
 Paths = namedtuple('Paths', 'restored sheet record')
 def result_paths(name:str, out) -> Paths: return Paths(*(Path(out)/f'{name}_{end}' for end in ('restored.png', 'sheet.png', 'restored.json')))
 
-def _check_free(name, out, force, taken=()):
+def _check_free(to, force):
     "Refuse, before any work is done, to overwrite something."
-    if Path(out).exists() and not Path(out).is_dir(): raise ImageError(f'{out}: is a file; --out must be a folder')
-    if name in taken: raise ImageError(f'{name}: another photo of this call has the same name without its suffix; restore it into another folder')
-    old = [p for p in result_paths(name, out) if p.exists()]
+    out = to.restored.parent
+    if out.exists() and not out.is_dir(): raise ImageError(f'{out}: is a file; --out must be a folder')
+    old = [p for p in to if p.exists()]
     if old and not force: raise ImageError(f'{old[0]}: exists already; --force replaces it')
 
 def _written(picture, tiles, about, to, force):
-    "Result, sheet and record; returns the paths of the first two."
-    pictures,labels = zip(*tiles)
-    save_image(picture, to.restored, about | MARKED, overwrite=force)
-    save_image(before_after(pictures, labels), to.sheet, about | MARKED, overwrite=force)
-    with atomic(to.record) as f: f.write(json.dumps({**about, 'gen2res': json.loads(about['gen2res'])}, indent=1).encode())
+    "Result, sheet and record, all of them or none; returns the paths of the first two."
+    _check_free(to, force)
+    with atomic(to.restored) as f, atomic(to.sheet) as g, atomic(to.record) as h:
+        write_image(picture, f, about | MARKED); write_image(before_after(*zip(*tiles)), g, about | MARKED)
+        h.write(json.dumps({**about, 'gen2res': json.loads(about['gen2res'])}, indent=1).encode())
     return to[:2]
 
 HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
@@ -347,7 +347,7 @@ def restore_photo(photo, restorer, name:str, out, faces, how, seed:int=0, sample
 
 def restore_example(restorer, out='restored', force:bool=False, report=print, **kw): # kw: seed, samples
     "The damaged astronaut, restored. Returns the failures, like restore_files: none."
-    _check_free('astronaut', out, force)
+    _check_free(result_paths('astronaut', out), force)
     y,truth = damaged_astronaut(restorer.side)
     report(*restore_square(y, restorer, 'astronaut', out, force=force, truth=truth, **kw), sep='\n')
     return []
@@ -355,10 +355,11 @@ def restore_example(restorer, out='restored', force:bool=False, report=print, **
 def restore_file(path, restorer, out='restored', force:bool=False,
                  square:bool=False, # the best face only, as a square at the prior's side
                  which:str='all', box=None, detector:str='cascade', # which faces: see look_for
+                 name:str='', # of the results; '': the photo's, without its suffix
                  **kw): # seed, samples, progress, callback
     "Restore one photo, in place or as a square; returns the paths of result and sheet. Raises ImageError."
     photo = load_photo(path); _large_enough(path, photo.size)
-    to = dict(name=Path(path).stem, out=out, force=force, file=digest(path), **kw)
+    to = dict(name=name or Path(path).stem, out=out, force=force, file=digest(path), **kw)
     if square or max(photo.size)<=restorer.side and not box and which in ('all','largest','centre'):
         y,how = read_face(path, restorer.side)
         if how!='face' and how!='aligned' and which!='centre': warnings.warn(f'{path}: no face found; all of it is restored as one')
@@ -377,8 +378,10 @@ def restore_files(paths, # files and folders
     taken = set()
     def one(path):
         if png_text(path, 'gen2res'): raise ImageError(f'{path}: is a result of gen2res, not a photo')
-        _check_free(path.stem, out, force, taken)
-        report(*restore_file(path, restorer, out, force, **kw), sep='\n')
+        name = path.name if path.stem in taken else path.stem                          # scan.png beside scan.jpg
+        if name in taken: raise ImageError(f'{path}: another photo of this call has the same name; restore it into another folder')
+        _check_free(result_paths(name, out), force)
+        report(*restore_file(path, restorer, out, force, name=name, **kw), sep='\n')
         restorer.forget_photo()
-        taken.add(path.stem)
+        taken.add(name)
     with restorer.walking(): return each_file(paths, one, progress, report)

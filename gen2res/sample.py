@@ -118,7 +118,7 @@ def denoise(prior, # Prior or GaussianPrior
             final:str='x', # 'x': the end of the walk; 'x0': the prediction at ts[-1], for walks that stop early
             clip:bool|None=None, # clamp predictions to [-1, 1]; None: unless they are codes (see latent)
             progress:bool=False, # show a bar
-            callback=None, # called with each Step; raise to stop
+            callback=None, # called with each Step (its x0 is what is predicted there); raise to stop
            ) -> torch.Tensor: # B x 3 x H x W
     "Walk from index ts[0] down to a clean picture. THE loop: all procedures of this library are calls of it."
     if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")

@@ -54,9 +54,10 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path):
     assert run(*args, '--seed', 1, '--force')[0]==0 and (tmp_path/'out'/'good_restored.png').read_bytes()!=stamp
 
 def test_two_inputs_of_one_name(folder, tmp_path):
-    save_image(astronaut(64), folder/'good.png')
-    code,_,err = run('restore', folder/'good.jpg', folder/'good.png', '-o', tmp_path/'out', '--K', 1)
-    assert code==2 and 'same name without its suffix' in err
+    (folder/'more').mkdir(); save_image(astronaut(64), folder/'good.png'); save_image(astronaut(64), folder/'more'/'good.png')
+    code,_,err = run('restore', folder/'good.jpg', folder/'good.png', folder/'more'/'good.png', '-o', tmp_path/'out', '--K', 1)
+    assert code==2 and err.strip().endswith(f'{folder}/more/good.png: another photo of this call has the same name; restore it into another folder')
+    assert {p.name for p in (tmp_path/'out').glob('*_restored.*')}=={f'{name}_restored.{end}' for name in ('good', 'good.png') for end in ('png', 'json')}
 
 @pytest.mark.parametrize('args', [('--K', '1001'), ('--K', '-1'), ('--prior', 'nobody'), ('--prior', 'missing.pt'), ('--steps', 'many'), ('--device', 'abacus')])
 def test_wrong_arguments_are_one_line(args, tmp_path):

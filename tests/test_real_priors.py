@@ -308,6 +308,7 @@ def test_a_prior_of_diffusers_in_the_hub_cache(tmp_path, monkeypatch, kw):
     net = network(); folder_of(net, cached(tmp_path, monkeypatch, 'google/ddpm-cat-256'), **kw)
     prior = load_prior('google/ddpm-cat-256', 'cpu')
     assert prior.name=='google/ddpm-cat-256' and torch.equal(eps(prior), eps(Prior(net, Schedule.linear(), 16)))
+    cached(tmp_path, monkeypatch, 'google/ddpm-church-256').mkdir(parents=True)                                         # a download that was cut off
     assert where_is('google/ddpm-cat-256')==cache_path('google/ddpm-cat-256') and where_is('google/ddpm-church-256') is None
     person = tune(prior, y, lora=2, **KW)
     assert load_person(save_person(person, tmp_path/'p.safetensors'), device='cpu').name==prior.name                     # its base is found by its name

@@ -131,6 +131,25 @@ def test_a_picture_too_large_to_open_costs_one_line(tmp_path, tiny, monkeypatch)
     failed = restore_files([tmp_path], Restorer(tiny, K=4), tmp_path/'o', report=lambda *l, **kw: said.extend(l))
     assert len(failed)==1 and 'a.png' in str(failed[0]) and (tmp_path/'o'/'b_restored.png').exists()
 
+def test_memory_that_runs_out_costs_one_photo(tmp_path, tiny, monkeypatch):
+    for name in 'ab': save_image(y, tmp_path/f'{name}.png')
+    from gen2res import restore as R
+    walk = R.restore; monkeypatch.setattr(R, 'restore', lambda *a, **kw: failing.pop()() if failing else walk(*a, **kw))
+    def out(): raise torch.OutOfMemoryError('out of memory\nand much more')
+    failing,said = [out],[]
+    assert restore_files([tmp_path], Restorer(tiny, K=4), tmp_path/'o', report=lambda *l, **kw: said.extend(l))==[tmp_path/'a.png']
+    assert said[0]==f'failed: {tmp_path}/a.png: out of memory' and (tmp_path/'o'/'b_restored.png').exists()
+
+def test_result_sheet_and_record_are_there_together_or_not_at_all(tmp_path, tiny, monkeypatch):
+    from gen2res import restore as R
+    save_image(y, tmp_path/'a.png'); args = [tmp_path/'a.png'],Restorer(tiny, K=4),tmp_path/'o'
+    def killed(*a): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(R, 'before_after', killed)                                               # after the picture was written
+        with pytest.raises(KeyboardInterrupt): restore_files(*args)
+    assert not [*(tmp_path/'o').iterdir()]
+    assert not restore_files(*args, report=lambda *a, **kw: None) and len([*(tmp_path/'o').iterdir()])==3
+
 def test_no_record(tmp_path):
     with pytest.raises(ImageError, match='no such file'): read_record(tmp_path/'none.png')
     save_image(astronaut(64), tmp_path/'x.png')
