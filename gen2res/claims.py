@@ -7,11 +7,11 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', '
            'DRAWS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES', 'WALKS',
            'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job',
            'tuned_album_job', 'shown_job', 'Claims', 'made_job', 'portrait_jobs', 'person_jobs', 'claim_K',
-           'claim_detail', 'claim_guidance', 'claim_scale', 'own_draw', 'identity_jobs', 'claim_identity',
-           'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
-           'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset',
-           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'fewer', 'claim_fewest',
-           'claim_softness', 'claim_fast_own', 'claim_fast', 'walk_jobs', 'claim_walks']
+           'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity', 'claim_albums',
+           'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job', 'claim_cats',
+           'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own',
+           'plans', 'plan_passes', 'our_plans', 'claim_plans', 'fewer', 'claim_fewest', 'claim_softness',
+           'claim_fast_own', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -204,15 +204,13 @@ def claim_scale(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw
 OWN_KS = 100,200,400
 DRAWS = 0,1 # of everything that is drawn: the album that is made, the tuning, the walk
 
-def own_draw(who): return 1+who # by the first draw all people share the noise of their walks
-
 def identity_jobs(who, damage, Ks, draw=0) -> dict: # by method
     jobs = person_jobs(who, damage, Ks, draw=draw)
     return jobs | {MADE: made_job(jobs[FREE]), STRANGER: jobs[OWN] | dict(of=who^1)}
 
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
-    yield from _measured(b, [identity_jobs(w, damage, OWN_KS, own_draw(w)) for w in people], OWN_KS, FREE, MADE, STRANGER)
+    yield from _measured(b, [identity_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, MADE, STRANGER)
 
 def claim_albums(b, people=range(20), damage='camera'):
     "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
@@ -221,12 +219,12 @@ def claim_albums(b, people=range(20), damage='camera'):
     yield from compared(_pictures(rs), STRANGER, SCORES)
 
 def seed_jobs(who, damage, Ks) -> dict: # by method
-    "With the draw that all share, and drawn again."
-    first,second = (identity_jobs(who, damage, Ks, d) for d in (0, own_draw(who)))
+    "As measured, and drawn again."
+    first,second = (identity_jobs(who, damage, Ks, d) for d in DRAWS)
     return first | {f'{m}, again': j for m,j in second.items()}
 
-def claim_seeds(b, people=range(20), damage='camera'):
-    "Rows: how much is chance? All with one draw for all people, and with each person's own; each compared with its free restorations."
+def claim_seeds(b, people=range(6), damage='camera'):
+    "Rows: how much is chance? Everything drawn again, each draw compared with its free restorations."
     yield from _measured(b, [seed_jobs(w, damage, OWN_KS) for w in people], OWN_KS, FREE, f'{FREE}, again')
 
 # %% ../nbs/20_claims.ipynb #272f648b
