@@ -301,9 +301,9 @@ def _check_free(to, force):
 
 def _written(picture, tiles, about, to, force):
     "Result, sheet and record, all of them or none; returns the paths of the first two."
-    _check_free(to, force)
+    _check_free(to, force); texts = about | MARKED
     with atomic(to.restored) as f, atomic(to.sheet) as g, atomic(to.record) as h:
-        write_image(picture, f, about | MARKED); write_image(before_after(*zip(*tiles)), g, about | MARKED)
+        write_image(picture, f, texts); write_image(before_after(*zip(*tiles)), g, texts)
         h.write(json.dumps({**about, 'gen2res': json.loads(about['gen2res'])}, indent=1).encode())
     return to[:2]
 
