@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'TUNED', 'OWN', 'ALBUMS', 'NOTICE', 'XMP', 'MARKED', 'SMALLEST', 'Paths', 'HOW',
-           'SHOWN', 'paper_K', 'restore', 'damaged_astronaut', 'At', 'recipe_K', 'recipe_arguments', 'Restorer',
-           'spread', 'spread_map', 'most_faithful', 'signed', 'record', 'digest', 'read_record', 'again', 'restorer_of',
-           'read_face', 'before_after', 'result_paths', 'restore_square', 'restored_faces', 'restore_photo',
-           'restore_example', 'restore_file', 'restore_files']
+           'SHOWN', 'LARGE', 'paper_K', 'restore', 'damaged_astronaut', 'At', 'recipe_K', 'recipe_arguments',
+           'Restorer', 'spread', 'spread_map', 'most_faithful', 'signed', 'record', 'digest', 'read_record', 'again',
+           'restorer_of', 'read_face', 'before_after', 'result_paths', 'restore_square', 'restored_faces',
+           'restore_photo', 'restore_example', 'restore_file', 'restore_files']
 
 # %% ../nbs/10_restore.ipynb #76ba9673
 import hashlib, json, shutil, warnings
@@ -352,6 +352,12 @@ def restore_example(restorer, out='restored', force:bool=False, report=print, **
     report(*restore_square(y, restorer, 'astronaut', out, force=force, truth=truth, **kw), sep='\n')
     return []
 
+LARGE = 2 # times the prior's side: a face of more pixels may show what no answer of the prior's has
+
+def _warn_of_large(path, faces, side):
+    large = [f.side for f in faces if f.side>LARGE*side]
+    if large: warnings.warn(f'{path}: {"a face" if len(large)==1 else f"{len(large)} faces"} of {max(large):.0f} pixels{" at most"*(len(large)>1)}, restored at {side}: nothing finer is repaired, and what could be read before may come out worse; see the sheet')
+
 def restore_file(path, restorer, out='restored', force:bool=False,
                  square:bool=False, # the best face only, as a square at the prior's side
                  which:str='all', box=None, detector:str='cascade', # which faces: see look_for
@@ -366,6 +372,7 @@ def restore_file(path, restorer, out='restored', force:bool=False,
         return restore_square(y, restorer, how=how, **to)
     try: faces,how = look_for(photo, which, box, detector=detector)
     except ImageError as e: raise ImageError(f'{path}: {e}') from None
+    _warn_of_large(path, faces, restorer.side)
     return restore_photo(photo, restorer, faces=faces, how=how, **to)
 
 def restore_files(paths, # files and folders

@@ -109,6 +109,12 @@ def test_a_file_again_of_several_samples(tiny, tmp_path, how):
     once_more = again(read_record(made), tmp_path/'her.png', tiny)
     assert to_tensor(to_unit_rgb(once_more)).equal(load_image(made)) and ('faces' in read_record(made))==(not how)
 
+def test_a_face_larger_than_the_prior_sees_is_said(tiny, tmp_path):
+    save_image(astronaut(), tmp_path/'her.png')
+    with pytest.warns(UserWarning, match=r'her\.png: a face of \d+ pixels, restored at 16: nothing finer is repaired'): restore_file(tmp_path/'her.png', Restorer(tiny, K=2), tmp_path/'large')
+    save_image(resize(astronaut(), 32), tmp_path/'small.png')
+    with warnings.catch_warnings(): warnings.simplefilter('error', UserWarning); restore_file(tmp_path/'small.png', Restorer(tiny, K=2), tmp_path/'small', which='centre')
+
 def test_what_the_record_would_not_hold_is_refused(tiny, tmp_path):
     save_image(astronaut(), tmp_path/'her.png')
     with pytest.raises(TypeError, match='step'): restore_file(tmp_path/'her.png', Restorer(tiny, K=20), tmp_path/'out', step=ddim)
