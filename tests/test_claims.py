@@ -111,6 +111,12 @@ def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkey
     assert list(CLAIMS[name](Claims(data, tiny64, tmp_path/'w'), **kw))==rows and made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
     assert list(CLAIMS[name](Claims(data, tiny64, tmp_path/'elsewhere', ledger=tmp_path/'w'/'scores.jsonl'), **kw))==rows and not (tmp_path/'elsewhere').exists()
 
+def test_kept_is_the_share_of_the_photos_error():
+    g = torch.Generator().manual_seed(0); truth,error,other = torch.randn(3, 2, 3, 32, 32, generator=g).unbind(0); y = truth+error
+    x = torch.stack([y, truth, truth+.5*error, truth+other], 1)                       # photos x pictures
+    share = claims.kept(x, y, truth)
+    assert share.shape==(2, 4, 1) and np.allclose(share[:,:3,0], [1, 0, .5], atol=1e-5) and abs(share[:,3]).max()<.06 and np.allclose(claims.kept(y, y, truth), 1)
+
 def test_cats_kept_back_are_not_learned(data):
     learn,back = claims.cats(data)
     assert len(learn)==32 and len(back)==2 and not any((learn==c).flatten(1).all(1).any() for c in back)
