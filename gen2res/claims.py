@@ -248,7 +248,7 @@ SIZES = 1,2,4,8,None # None: all
 def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
     people = people or best_known(b.data, 12, b.prior.side)
-    first,*again = ([person_jobs(w, damage, OWN_KS, SIZES, d) for w in people] for d in (0, 1))
+    first,*again = ([person_jobs(w, damage, OWN_KS, SIZES, d) for w in people] for d in (0, 1)) # two draws, each shared by all
     yield from _measured(b, first, OWN_KS, FREE, again=again)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748
