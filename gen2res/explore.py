@@ -544,7 +544,7 @@ def kl_curves_explorer(schedule, x0, photos:dict):
 
 # %% ../nbs/15_explore.ipynb #65fceaeb
 @lru_cache(maxsize=8)
-def _samples(prior, n=8, steps=50): return generate(prior, n, steps).cpu()
+def _samples(prior, n=8, steps=25): return generate(prior, n, steps).cpu()
 
 @lru_cache(maxsize=8)
 def _errors(prior, ts): # -> mean squared error of the predicted picture, at each index

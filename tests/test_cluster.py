@@ -10,24 +10,29 @@ pytest.importorskip('distributed')
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES': '1', 'DASK_DISTRIBUTED__ADMIN__LOG_FORMAT': '%(message)s'}
 def start(*args): return subprocess.Popen([sys.executable, '-m', 'distributed.cli.dask_'+args[0], *args[1:]], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-@pytest.fixture
-def cluster(tmp_path):
-    "(address, two workers) on 127.0.0.1, stopped by pid in the end."
-    file = tmp_path/'scheduler.json'
-    all_ = [start('scheduler', '--host', '127.0.0.1', '--port', '0', '--no-dashboard', '--scheduler-file', str(file))]
+@pytest.fixture(scope='module')
+def scheduler(tmp_path_factory):
+    "(address, its workers) on 127.0.0.1, stopped by pid in the end."
+    file = tmp_path_factory.mktemp('scheduler')/'scheduler.json'; workers = []
+    one = start('scheduler', '--host', '127.0.0.1', '--port', '0', '--no-dashboard', '--scheduler-file', str(file))
     try:
         for _ in range(300):
             if file.exists() and file.stat().st_size: break
             time.sleep(.1)
-        address = json.loads(file.read_text())['address']
-        all_ += [start('worker', address, '--host', '127.0.0.1', '--nthreads', '1', '--no-nanny', '--no-dashboard', '--local-directory', str(tmp_path/f'w{i}')) for i in range(2)]
-        from distributed import Client
-        with Client(address, timeout=30, set_as_default=False) as c:
-            c.wait_for_workers(2, timeout=60)
-            c.run(lambda: __import__('gen2res.bench') and None)                    # else the first to have imported torch does all the work
-        yield address,all_[1:]
+        yield json.loads(file.read_text())['address'],workers
     finally:
-        for p in all_: p.kill(); p.wait()
+        for p in (*workers, one): p.kill(); p.wait()
+
+@pytest.fixture
+def cluster(scheduler, tmp_path):
+    "(address, two living workers): a test that kills some leaves it to the next to start others."
+    from distributed import Client
+    address,workers = scheduler; workers[:] = [w for w in workers if w.poll() is None]
+    while len(workers)<2: workers.append(start('worker', address, '--host', '127.0.0.1', '--nthreads', '1', '--no-nanny', '--no-dashboard', '--local-directory', str(tmp_path/f'w{len(workers)}')))
+    with Client(address, timeout=30, set_as_default=False) as c:
+        c.wait_for_workers(2, timeout=60)
+        c.run(lambda: __import__('gen2res.bench') and None)                    # else the first to have imported torch does all the work
+    return address,workers
 
 def bench_of(tiny, folder, diary, engine=None):
     class Walks(Bench):                                                # defined here, so that it travels whole
