@@ -172,12 +172,9 @@ def _at(rs, k) -> dict: # rs: of `results`
     given = next(iter(rs[0]))
     return {'input': [r[given][:,0].mean(0) for r in rs]} | {m: [r[m][:,1+k].mean(0) for r in rs] for m in rs[0]}
 
-def _mean(draws) -> list: # draws: [of `results`] -> one like them
-    return [{m: np.mean([r[m] for r in same], 0) for m in same[0]} for same in zip(*draws)]
-
-def _measured(b, jobs, Ks, *bases, names=SCORES, again=(), **labels): # again: the jobs with other draws
+def _measured(b, jobs, Ks, *bases, names=SCORES, **labels):
     "Rows for every K, each method compared with every base."
-    rs = _mean([b.results(j, bases[0], names) for j in (jobs, *again)])
+    rs = b.results(jobs, bases[0], names)
     for k,K in enumerate(Ks): yield from compared(_at(rs, k), bases, names, **labels, K=K)
 
 # %% ../nbs/20_claims.ipynb #ae88fc38
@@ -248,8 +245,7 @@ SIZES = 1,2,4,8,None # None: all
 def claim_sizes(b, people=None, damage='camera'): # None: twelve with the largest albums
     "Rows: personal albums of rising size."
     people = people or best_known(b.data, 12, b.prior.side)
-    first,*again = ([person_jobs(w, damage, OWN_KS, SIZES, d) for w in people] for d in (0, 1)) # two draws, each shared by all
-    yield from _measured(b, first, OWN_KS, FREE, again=again)
+    yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES, *own_draws(w)) for w in people], OWN_KS, FREE)
 
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
