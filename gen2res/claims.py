@@ -11,7 +11,7 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', '
            'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
            'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset',
            'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'fewer', 'claim_fewest',
-           'claim_softness', 'claim_fast_own', 'claim_fast', 'walk_jobs', 'claim_walks']
+           'claim_softness', 'claim_fast_own', 'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -159,8 +159,8 @@ def own_draws(who, n:int=1) -> list: # of everything that is drawn: the album th
     "That person's alone; draw 0 is shared by all, and what people share no interval over people shows."
     return [1+n*who+i for i in range(n)]
 
-def portrait_jobs(who, damage, Ks) -> dict: # by method
-    free = dict(kind='portrait', who=who, damage=damage, Ks=list(Ks), seeds=[0, 1], steps=50)
+def portrait_jobs(who, damage, Ks, seeds=(0, 1)) -> dict: # by method; seeds: of the walks
+    free = dict(kind='portrait', who=who, damage=damage, Ks=list(Ks), seeds=list(seeds), steps=50)
     return {FREE: free, MADE: made_job(free)}
 
 def person_jobs(who, damage, Ks, sizes=(None,), draw=0) -> dict: # draw: of everything that is drawn
@@ -180,7 +180,7 @@ def _measured(b, jobs, Ks, *bases, names=SCORES, **labels):
 # %% ../nbs/20_claims.ipynb #ae88fc38
 def claim_K(b, people=range(12), damages=('camera','small')):
     "Rows: each measure against K, free and constrained by a generative album."
-    for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS) for w in people], KS, FREE, damage=d)
+    for d in damages: yield from _measured(b, [portrait_jobs(w, d, KS, own_draws(w, 2)) for w in people], KS, FREE, damage=d)
 
 def _pictures(rs): return {m: v for m,v in _at(rs, 0).items() if m!='input'}
 
@@ -250,13 +250,13 @@ def claim_sizes(b, people=None, damage='camera'): # None: twelve with the larges
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
-    for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, 'input', damage=d)
+    for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS, own_draws(w, 2)) for w in people], OWN_KS, FREE, 'input', damage=d)
 
 REAL_SCORES = 'ssim','ids64','pd64','detail' # the first three to the photo itself
 
 def claim_old(b, people=range(0, 300, 25)):
     "Rows: real old photos, which have no truth: how near each K stays to them, and how much fine detail there is."
-    yield from _measured(b, [portrait_jobs(w, REAL, KS) for w in people], KS, FREE, names=REAL_SCORES)
+    yield from _measured(b, [portrait_jobs(w, REAL, KS, own_draws(w, 2)) for w in people], KS, FREE, names=REAL_SCORES)
 
 # %% ../nbs/20_claims.ipynb #29500447
 CAT_TRAINING = dict(iters=1000, batch=16, lr=3e-4, dropout=0., decay=.7, flips=True, ema=.99, amp=True)
@@ -325,9 +325,9 @@ def claim_preset(b, people=range(12, 16)):
 
 # %% ../nbs/20_claims.ipynb #b32ab666
 def claim_preset_own(b, people=range(3), damage='camera'):
-    "Rows: the person's own album, tuned as in Table S1, and as on this page."
-    paper = lambda own: own | dict(tuning=PRESETS['personal'] | dict(amp=True))
-    yield from _measured(b, [j | dict(paper=paper(j[OWN])) for j in (person_jobs(w, damage, OWN_KS) for w in people)], OWN_KS, 'paper')
+    "Rows: the person's own album, tuned as in Table S1, as on this page, and longer."
+    plans = {'paper': PRESETS['personal'] | dict(amp=True)} | {f'{OWN}, {n} times as long': TUNING | dict(iters=n*TUNING['iters']) for n in (2, 4)}
+    yield from _measured(b, [j | {m: j[OWN] | dict(tuning=t) for m,t in plans.items()} for j in (person_jobs(w, damage, OWN_KS) for w in people)], OWN_KS, 'paper')
 
 def plans(above:int, below:int) -> dict: # noise indices: where the part of the tuned prior begins, if it is one of two; where a restoration starts at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
@@ -371,6 +371,11 @@ def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     both = lambda own: {OWN: own, f'{OWN}, fast': own | dict(tuning=cheap)}
     yield from _measured(b, [both(person_jobs(w, damage, OWN_KS)[OWN]) for w in people], OWN_KS, OWN)
 
+def claim_adapter(b, people=range(12), damage='camera'):
+    "Rows: the person's own album, learned by all weights and by an adapter of rank 4."
+    jobs,thin = [person_jobs(w, damage, OWN_KS, (None,), *own_draws(w)) for w in people],TUNING | dict(lora=4, lr=1e-3)
+    yield from _measured(b, [j | {f'{OWN}, adapter': j[OWN] | dict(tuning=thin)} for j in jobs], OWN_KS, FREE, OWN)
+
 def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
@@ -389,4 +394,4 @@ def claim_walks(b, people=range(12), damages=('camera','small')):
     for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fewest': claim_fewest, 'fast': claim_fast, 'fast-own': claim_fast_own, 'walks': claim_walks}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fewest': claim_fewest, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}

@@ -98,7 +98,7 @@ def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
     small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'seeds', 'preset', 'preset-own', 'plans', 'fewest', 'softness', 'fast', 'fast-own', 'old') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'seeds', 'preset', 'preset-own', 'plans', 'fewest', 'softness', 'fast', 'fast-own', 'adapter', 'old') else dict(damages=('small',)))
     if name=='fast': kw['chosen'] = 'below',; monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
     if name in ('fast-own', 'fewest'): kw['chosen'] = 'below'
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
