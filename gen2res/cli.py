@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'PriorOption', 'DeviceOption', 'FidelityOption', 'Bf16Option', 'ForceOption', 'RestorerOption', 'TargetsK',
-           'TargetsL', 'TargetsN', 'WorkOption', 'RestorerIters', 'RestorerPreset', 'RealOption', 'BatchOption',
-           'LrOption', 'PerceptualOption', 'stop', 'one_line', 'restore', 'again', 'info', 'train', 'fetch', 'compare',
-           'degrade', 'faces', 'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore', 'demo', 'bench', 'main']
+           'TargetsL', 'TargetsN', 'WorkOption', 'TargetsSteps', 'RestorerIters', 'RestorerPreset', 'RealOption',
+           'BatchOption', 'LrOption', 'PerceptualOption', 'stop', 'one_line', 'restore', 'again', 'info', 'train',
+           'fetch', 'compare', 'degrade', 'faces', 'album', 'tune', 'targets', 'tune_restorer', 'adapt', 'explore',
+           'demo', 'bench', 'main']
 
 # %% ../nbs/18_cli.ipynb #219f6d4b
 import sys
@@ -403,13 +404,22 @@ def _tunable(name, device, fidelity=None):
 
 def _trainable(name, device, fidelity, out):
     if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
+    out.parent.mkdir(parents=True, exist_ok=True)                       # or hours of work would end with that line
     return _tunable(name, device, fidelity)
+
+TargetsSteps = Annotated[Optional[str], typer.Option(help='Walk the K noise levels in so many steps. Default: a quarter of K.')]
+
+def _held(prior, K, L, N):
+    "Says it where nothing is held."
+    from gen2res.pseudo import pseudo_numbers
+    n = pseudo_numbers(prior, K, L, N)
+    if 0<n['K']<=n['L']: typer.echo(f"note: K = {n['K']} is not above L = {n['L']}: nothing holds the photo's low frequencies", err=True)
 
 @app.command()
 def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the targets and their manifest; what is there already is not made again.')]=Path('targets'),
             restorer: RestorerOption='swinir64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
-            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in so many steps. Default: a quarter of K.')]=None,
+            steps: TargetsSteps=None,
             seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, batch: Annotated[int, typer.Option(min=1, help='Pictures at a time.')]=16,
             bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None):
     """First half of `adapt`: clean what a restorer makes.
@@ -420,7 +430,9 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
     """
     from gen2res.pseudo import make_targets
     failed,p = [],_prior(prior, device, bf16)
-    with one_line(): done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch, sys.stderr.isatty(), lambda s: failed.append(s) or _say(s))
+    with one_line():
+        _held(p, K, L, N)
+        done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch, sys.stderr.isatty(), lambda s: failed.append(s) or _say(s))
     _say(f'{len(done)} targets in {out}')
     if failed: raise typer.Exit(2)
 
@@ -435,9 +447,11 @@ def _tuning(preset, iters, batch, lr, bf16, seed):
     from gen2res.restorers import RESTORER_PRESETS
     if preset not in RESTORER_PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(RESTORER_PRESETS)}')
     kw = RESTORER_PRESETS[preset] | {k: v for k,v in dict(iters=iters, batch=batch, lr=lr).items() if v is not None}
-    return kw | dict(amp=bf16, seed=seed, sample_every=max(1, kw['iters']//10), progress=sys.stderr.isatty())
+    return kw | dict(amp=bf16, seed=seed, sample_every=max(1, kw['iters']//10), log_every=max(1, kw['iters']//100), progress=sys.stderr.isatty())
 
-def _image_losses(real, by): return dict(by=by) | ({} if real else dict(gan=0))
+def _image_losses(real, by, restorer) -> dict: # arguments of ImageLosses
+    if real is None and restorer.arch!='CodeFormer': typer.echo('note: without --real, good photos of other people, the GAN loss is left out', err=True)
+    return dict(by=by) | ({} if real else dict(gan=0))
 
 PerceptualOption = Annotated[str, typer.Option(help="What compares what is seen: lpips (the paper's; needs its weights), or pd64, which comes along.")]
 
@@ -460,13 +474,13 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
     kw = _tuning(preset, iters, batch, lr, bf16, seed)
     with one_line():
         r = _trainable(restorer, device, fidelity, out)
-        _say(save_restorer(tune_(r, photos, made, real, side or r.side, work, losses=_image_losses(real, perceptual), **kw), out))
+        _say(save_restorer(_warned(partial(tune_, losses=_image_losses(real, perceptual, r), **kw), r, photos, made, real, side or r.side, work), out))
 
 @app.command()
 def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: hundreds of them, damaged in the same unknown way.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('adapted.safetensors'),
           restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
-          perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
+          perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None, steps: TargetsSteps=None,
           work: WorkOption=Path('adapting'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
           prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Teach a fast restorer the damage of your photos.
@@ -481,7 +495,8 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     failed,p,kw = [],_prior(prior, device, bf16),_tuning(preset, iters, batch, lr, bf16, seed)
     with one_line():
         r = _trainable(restorer, device, fidelity, out)
-        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual), **kw), out))
+        _held(p, K, L, N)
+        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, steps, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual, r), **kw), out))
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #a9908471

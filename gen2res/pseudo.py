@@ -29,7 +29,8 @@ PSEUDO_SIDE,PSEUDO_K,PSEUDO_L,PSEUDO_N,PSEUDO_STRIDE = 512,600,360,16,4 # DT-BFR
 def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
     "The paper's numbers at this prior's side, where none are given."
     at = At(PSEUDO_SIDE, prior)
-    K = at.t(PSEUDO_K) if K is None else K
+    if L is not None and L<0 or N is not None and N<1: raise ValueError(f'what is held: L must be a noise index from 0 on and N a factor from 1 on, got L = {L}, N = {N}')
+    K,steps = at.t(PSEUDO_K) if K is None else K,int(steps) if str(steps).isdecimal() else steps
     return dict(K=K, L=at.t(PSEUDO_L) if L is None else L, N=at.N(PSEUDO_N) if N is None else N, steps=max(1, round(K/PSEUDO_STRIDE)) if steps is None and K else steps)
 
 def pseudo_targets(y0, # B x 3 x S x S in [-1, 1]: a restorer's output
@@ -85,11 +86,14 @@ def make_targets(lq, # folder or files: the photos
                  K=None, L=None, N=None, steps=None, # see pseudo_targets
                  seed:int=0, batch:int=16, progress:bool=False, report=print,
                  watch=None) -> dict: # watch: see counted -> name -> what made its target
-    "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was."
-    out,files = Path(out),list_images([lq] if isinstance(lq, (str, Path)) else lq)
+    "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was. The manifest in the folder names all that lie there."
+    out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else lq
+    files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
     about = pseudo_numbers(prior, K, L, N, steps) | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
     plans = list(_plans(files, prior.side, seed, about, report))
+    if not plans: raise ImageError(f'{lq}: no picture here that can be read')
+    out.mkdir(parents=True, exist_ok=True)
     foreign = [out/f'{stem}.png' for stem,*_ in plans if is_foreign(out/f'{stem}.png', MARK)]
     if foreign: raise ValueError(f'{foreign[0]}: is there already, and not a target; choose another folder')
     todo = [p for p in plans if made_by(out/f'{p[0]}.png')!=p[2]]
@@ -100,7 +104,8 @@ def make_targets(lq, # folder or files: the photos
         for (stem,_,made),im in zip(some, x.split(1)): save_image(im, out/f'{stem}.png', {MARK: json.dumps(made), 'Comment': NOTE}, overwrite=True)
         bar.update(len(some))
     bar.close()
-    return _manifest(out, {stem: made for stem,_,made in plans})
+    _manifest(out)
+    return {stem: made for stem,_,made in plans}
 
 def _targets(some, prior, restorer, callback):
     "One batch."
@@ -108,9 +113,10 @@ def _targets(some, prior, restorer, callback):
     n = {k: some[0][2][k] for k in ('K', 'L', 'N', 'steps')}
     return pseudo_targets(restorer(y) if restorer else y, prior, **n, seeds=[made['seed'] for *_,made in some], callback=callback).cpu()
 
-def _manifest(out, plans) -> dict:
-    with atomic(out/MANIFEST) as f: f.write(json.dumps(plans, indent=1).encode())
-    return plans
+def _manifest(out):
+    "What made the targets that lie here, those of earlier calls as well."
+    made = {p.stem: m for p in sorted(out.glob('*.png')) if (m := made_by(p))}
+    with atomic(out/MANIFEST) as f: f.write(json.dumps(made, indent=1).encode())
 
 def restorer_hash(restorer) -> str:
     "Which restorer was it? Its name, its weights, and CodeFormer's w."

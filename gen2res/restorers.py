@@ -51,6 +51,7 @@ class RestorationModel:
     def _sides(self, h, w):
         "The sides that the network will accept."
         up = lambda n: math.ceil(max(n, self.least)/self.multiple)*self.multiple
+        if self.square and self.arch in SIGNED: return (up(1),)*2                          # networks of faces, of one size
         return (max(up(h), up(w)),)*2 if self.square else (up(h), up(w))
 
     def fitted(self, y):
@@ -117,9 +118,11 @@ def _recognised(state, where):
 
 def _wrapped(d, name, fidelity=None, card=None) -> RestorationModel:
     "Ours around spandrel's."
-    arch,size = d.architecture.name,d.size_requirements
+    arch,size,card = d.architecture.name,d.size_requirements,card or {}
     if fidelity is not None and arch!='CodeFormer': raise ValueError(f'{name}: fidelity is a number of CodeFormer, this is {arch}')
-    return RestorationModel(d.model.eval(), name, arch, _multiple(d), size.minimum or 1, size.square, d.scale, .5 if arch=='CodeFormer' and fidelity is None else fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
+    if arch=='CodeFormer' and fidelity is None: fidelity = card.get('fidelity', .5)
+    least = size.minimum or (512 if arch in SIGNED else 1)                                       # where spandrel does not say it
+    return RestorationModel(d.model.eval(), name, arch, _multiple(d), least, size.square or arch=='GFPGAN', d.scale, fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
 
 def _plain(name, scale):
     "Restorers that are formulas."
@@ -197,6 +200,11 @@ class Discriminator(nn.Module):
 def log_one_minus_D(logit): return -F.softplus(logit).mean()   # log(1 - sigmoid)
 def minus_log_D(logit): return F.softplus(-logit).mean()
 
+def _perceptual(by, device):
+    "What two pictures differ by to an eye, to be made small."
+    if by not in ('pd64', 'lpips'): raise ValueError(f'the perceptual loss is pd64 or lpips, not {by!r}')
+    return metric(by, str(device)).f
+
 class ImageLosses:
     "Eqs. 6 to 8: L1, perceptual and GAN."
     def __init__(self, device, lr:float, l1:float=1., perceptual:float=.1, gan:float=.1, # weights; 0 leaves a loss out
@@ -205,7 +213,7 @@ class ImageLosses:
         self.l1,self.perceptual,self.gan,self.by,self.saturating = l1,perceptual,gan,by,saturating
         self.D = Discriminator().to(device, memory_format=torch.channels_last) if gan else None   # a third faster in bf16
         self.opt = torch.optim.AdamW(self.D.parameters(), lr, betas=(.9, .99)) if gan else None
-        self.seen = metric(by, str(device)).f if perceptual else None                     # after D: loading it may draw random numbers
+        self.seen = _perceptual(by, device) if perceptual else None                       # after D: loading it may draw random numbers
 
     def parts(self): return dict(D=self.D, opt_D=self.opt) if self.gan else {}
     def fixed(self): return {k: getattr(self, k) for k in ('l1', 'perceptual', 'gan', 'by', 'saturating')}
@@ -331,15 +339,16 @@ class RestorerTuner(Run):
     def result(self) -> RestorationModel:
         "The restorer with the averaged weights."
         r = copy.copy(self.restorer); r.model = copy.deepcopy(self.avg).eval()
-        r.card = r.card | ({} if self.side is None else dict(side=self.side))
+        tuned = dict(base=f'{self.name} {self.start}', iterations=self.it, batch=self.batch, lr=self.lr, data=self.data, losses=self.losses.fixed())
+        r.card = dict(arch=r.arch, tuned=tuned, **{k: v for k,v in dict(side=self.side or r.card.get('side'), fidelity=r.fidelity, licence=r.card.get('licence')).items() if v is not None})
         return r
 
-    def about(self): return {f'{k} loss': round(float(v.detach() if isinstance(v, torch.Tensor) else v), 5) for k,v in self.terms.items()}
+    def noted(self): return {f'{k} loss': round(float(v.detach() if isinstance(v, torch.Tensor) else v), 5) for k,v in self.terms.items()}
 
     def validate(self):
-        if self.val is None: return self.about()
+        if self.val is None: return None
         y,truth = self.val; x = self.result()(y)
-        return self.about() | {m: round(metric(m).dataset(x, truth), 4) for m in ('psnr', 'ssim', 'pd64', 'ids64')}
+        return {m: round(metric(m).dataset(x, truth), 4) for m in ('psnr', 'ssim', 'pd64', 'ids64')}
 
     def sheet(self, n:int=6):
         "Photos, what has become of them, and their targets."
@@ -396,14 +405,16 @@ def _pairs(lq, targets, side):
     return a,b
 
 def _matched(lq, targets, side):
-    "Every photo that has a target of its name."
-    made,photos = {p.stem: p for p in list_images([targets])},{}
-    for p in list_images([lq]): photos.setdefault(p.stem, p)                     # of two with one name the first, as in make_targets
-    pairs = [(p, made[n]) for n,p in photos.items() if n in made]
+    "Every photo that has a target of its name; of two with one name the first that can be read, as in make_targets."
+    made,pairs = {p.stem: p for p in list_images([targets])},{}
+    for p in list_images([lq]):
+        if p.stem not in made or p.stem in pairs: continue
+        try: photo = to_u8(read_face(p, side)[0])
+        except ImageError as e: warnings.warn(f'left out: {e}'); continue
+        pairs[p.stem] = photo,to_u8(_target_square(p, made[p.stem], side))
     if not pairs: raise ImageError(f'{targets}: holds no picture named like one of {lq}')
-    return tuple(torch.cat([to_u8(f(*pair, side)) for pair in pairs]) for f in (_photo_square, _target_square))
+    return tuple(map(torch.cat, zip(*pairs.values())))
 
-def _photo_square(photo, target, side): return read_face(photo, side)[0]
 def _target_square(photo, target, side):
     "A pseudo target is a square already; any other picture is cut where its photo was."
     x = load_image(target)
@@ -420,8 +431,11 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
          ) -> RestorationModel:
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
     if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
-    if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)   # before the long work
+    if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)
+    RestorerTuner(restorer, None, real, side=prior.side, iters=iters, **kw)                    # what is wrong with it is said before the long work
     all_of_us = team()
     if all_of_us.is_main_process: make_targets(lq, Path(work)/'targets', prior, restorer, K, L, N, steps, seed, progress=progress, report=report, watch=watch)
     all_of_us.wait_for_everyone()
-    return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'left out: ')                                      # is reported
+        return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)

@@ -8,6 +8,7 @@ __all__ = ['VAL_TS', 'WARM', 'loss_weights', 'normal_kl', 'level_nll', 'variatio
 
 # %% ../nbs/17_train.ipynb #46e2957a
 import copy, hashlib, json, math, time
+from datetime import timedelta
 from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, torch
@@ -106,8 +107,8 @@ def _iteration(line) -> float:
 
 def team():
     "The processes that train together: as many as `accelerate launch` or `torchrun` started."
-    from accelerate import Accelerator
-    return Accelerator(device_placement=False)
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    return Accelerator(device_placement=False, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])   # one may work for days on what the others wait for
 
 class Diverged(ValueError):
     "A loss or a gradient that is no longer a number. `.result`: of the weights before it, as `finish` returns it, or None."
@@ -132,6 +133,7 @@ class Run:
     def fixed(self) -> dict: "Settings and data that a resumed run must share."; raise NotImplementedError
     def step(self) -> float: "One iteration; returns the loss, raises Diverged before a weight is spoiled."; raise NotImplementedError
     def validate(self) -> dict|None: "Measure; keep the best."
+    def noted(self) -> dict: "What a line of the log says beside the loss."; return {}
     def sheet(self): "Show what it can do."
     def finish(self): "Save the result, return it."
 
@@ -220,7 +222,7 @@ class Run:
 
     def log(self, losses):
         "One JSON line; now and then with a validation."
-        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent))
+        row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent)) | self.noted()
         if self.due(self.val_every) and (val := self.validate()) is not None: row['val'] = val
         if self.out:
             with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
@@ -240,7 +242,7 @@ class Run:
             losses.append(self.step())
             self.spent = time.time()-start
             if callback: callback(self, losses[-1])
-            if first and (self.due(self.log_every) or self.due(self.val_every)): self.log(losses); losses = []
+            if first and (self.due(self.log_every) or self.due(self.val_every) or self.it==self.iters): self.log(losses); losses = []
             if first and self.due(self.sample_every): self.sheet()
             if time.time()-saved > self.save_seconds: self.save(); saved = time.time()
 

@@ -229,14 +229,18 @@ def test_targets_then_tuning(tmp_path, restorer):
     code,out,err = run('targets', tmp_path/'lq', '-o', tmp_path/'t', '-r', restorer, '--K', 8, '--N', 4, '--device', 'cpu')
     assert code==0 and '2 targets' in out and json.loads((tmp_path/'t'/'targets.json').read_text())['1']['N']==4, err
     code,out,err = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '--iters', 1, '--batch', 1, '-w', tmp_path/'w', '-o', tmp_path/'a.safetensors', '--device', 'cpu')
-    assert code==0 and (tmp_path/'a.safetensors').exists() and (tmp_path/'w'/'preview_000001.png').exists(), err
+    assert code==0 and (tmp_path/'a.safetensors').exists() and (tmp_path/'w'/'preview_000001.png').exists() and 'the GAN loss is left out' in err, err
+    assert {'it', 'l1 loss', 'pd64 loss'} <= {*json.loads((tmp_path/'w'/'log.jsonl').read_text())}
     again = run('tune-restorer', tmp_path/'lq', tmp_path/'t', '-r', restorer, '-o', tmp_path/'a.safetensors')
     assert again[0]==2 and '--force replaces it' in again[2]
 
 def test_adapt(tmp_path, restorer):
     for i in range(2): save_image(astronaut(64), tmp_path/'lq'/f'{i}.png')
     code,out,err = run('adapt', '--lq', tmp_path/'lq', '-r', restorer, '--real', tmp_path/'lq', '--K', 8, '--iters', 1, '--batch', 2, '-w', tmp_path/'w', '-o', tmp_path/'a.safetensors', '--device', 'cpu')
-    assert code==0 and len(list((tmp_path/'w'/'targets').glob('*.png')))==2 and (tmp_path/'a.safetensors').exists(), err
+    assert code==0 and len(list((tmp_path/'w'/'targets').glob('*.png')))==2 and 'note: K = 8 is not above L = 61' in err and 'GAN' not in err, err
+    code,out,err = run('restore', 'astronaut', '--restorer', tmp_path/'a.safetensors', '-o', tmp_path/'o', '--device', 'cpu'); assert code==0, err
+    (tmp_path/'afile').write_bytes(b''); code,_,err = run('adapt', '--lq', tmp_path/'lq', '-r', restorer, '-w', tmp_path/'v', '-o', tmp_path/'afile'/'a.safetensors')
+    assert code==2 and 'afile' in err and not (tmp_path/'v').exists()                        # before the work, not after it
 
 @pytest.mark.parametrize('args,say', [(('targets', 'nowhere'), 'nowhere'), (('targets', '.', '-r', 'nobody'), 'no such restorer'), (('tune-restorer', '.', '.', '-r', 'none'), 'nothing to tune'),
                                       (('adapt', '--lq', '.', '-r', 'none'), 'nothing to tune'), (('tune-restorer', '.', '.', '-r', 'swinir64', '--preset', 'x'), 'no preset')])

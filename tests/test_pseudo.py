@@ -11,7 +11,9 @@ def photos(n=3): return torch.rand(n,3,16,16, generator=torch.Generator().manual
 
 def test_the_papers_numbers(faces64):
     assert pseudo_numbers(faces64)==dict(K=211, L=61, N=2, steps=53)
-    assert pseudo_numbers(faces64, K=100, L=7, N=5)==dict(K=100, L=7, N=5, steps=25) and pseudo_numbers(faces64, steps='10')['steps']=='10'
+    for bad in (dict(L=-1), dict(N=0)):
+        with pytest.raises(ValueError, match='what is held'): pseudo_numbers(faces64, **bad)
+    assert pseudo_numbers(faces64, K=100, L=7, N=5)==dict(K=100, L=7, N=5, steps=25) and pseudo_numbers(faces64, steps='10')['steps']==10 and pseudo_numbers(faces64, steps='5,10')['steps']=='5,10'
     assert pseudo_numbers(faces64, K=0)['steps'] is None
 
 def test_is_the_loop_with_a_window(tiny):
@@ -63,6 +65,19 @@ def test_killed_in_the_middle(tiny, lq, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'pseudo_targets', power_cut)
     with pytest.raises(KeyboardInterrupt): make_targets(lq, tmp_path/'t', tiny, K=40, steps=5, batch=1)
     assert [p.name for p in (tmp_path/'t').glob('*.png')]==['p0.png']
+    first = (tmp_path/'t'/'p0.png').stat().st_mtime_ns; monkeypatch.setattr(module, 'pseudo_targets', real)
+    make_targets(lq, tmp_path/'t', tiny, K=40, steps=5, batch=1); make_targets(lq, tmp_path/'whole', tiny, K=40, steps=5, batch=1)
+    assert (tmp_path/'t'/'p0.png').stat().st_mtime_ns==first                              # gone on with, not begun anew
+    assert all((tmp_path/'t'/p.name).read_bytes()==p.read_bytes() for p in (tmp_path/'whole').iterdir())
+
+def test_the_manifest_names_what_is_there(tiny, lq, tmp_path):
+    "Seeds are not lost to a call for fewer photos, or for none."
+    listed = lambda: json.loads((tmp_path/'t'/MANIFEST).read_text())
+    make_targets(lq, tmp_path/'t', tiny, K=40, steps=5); before = listed()
+    assert list(make_targets(lq/'p1.png', tmp_path/'t', tiny, K=40, steps='5'))==['p1'] and listed()==before and len(before)==3   # nor is '5' another number than 5
+    for out in ('t', 'new'):
+        with pytest.raises(ImageError, match='nowhere'): make_targets(tmp_path/'nowhere', tmp_path/out, tiny, K=40, steps=5, report=lambda line: None)
+    assert listed()==before and not (tmp_path/'new').exists()
 
 def test_bad_files_cost_a_line(tiny, lq, tmp_path):
     (lq/'no.png').write_bytes(b''); said = []

@@ -1,12 +1,12 @@
 "Restorers: any architecture in and out, the losses, and tuning."
-import copy, math
+import copy, math, shutil
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from gen2res.images import ImageError, resize, save_image
 from gen2res.prior import PriorError
 from gen2res.pseudo import make_targets
-from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, adapt, codes, damaging, from_pairs, load_restorer,
+from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, _card, adapt, codes, damaging, from_pairs, load_restorer,
                                log_one_minus_D, minus_log_D, save_restorer, small_swinir, tune_restorer)
 from gen2res.tune import to_u8
 
@@ -147,9 +147,9 @@ def test_killed_and_resumed_is_the_same(tmp_path):
 def test_logs_and_previews(tmp_path):
     import json
     r,(y,x) = little(),data()
-    RestorerTuner(r, from_pairs(y, x), to_u8(pictures(4)), tmp_path, iters=4, batch=2, val=(pictures(2), pictures(2)), log_every=2, val_every=2, sample_every=4).run(False)
+    RestorerTuner(r, from_pairs(y, x), to_u8(pictures(4)), tmp_path, iters=4, batch=2, val=(pictures(2), pictures(2)), log_every=3, val_every=2, sample_every=4).run(False)
     rows = [json.loads(l) for l in (tmp_path/'log.jsonl').read_text().splitlines()]
-    assert [r['it'] for r in rows]==[2, 4] and {'psnr','l1 loss','pd64 loss','gan loss','D loss'} <= set(rows[0]['val']) and (tmp_path/'preview_000004.png').exists()
+    assert [r['it'] for r in rows]==[2, 3, 4] and all({'l1 loss','pd64 loss','gan loss','D loss'} <= set(r) for r in rows) and 'psnr' in rows[0]['val'] and 'val' not in rows[1] and (tmp_path/'preview_000004.png').exists()
 
 def test_presets_fall_as_they_say():
     lrs = {k: [RestorerTuner(little(), None, losses=dict(gan=0, perceptual=0), **v).lr_at(i) for i in (0, 10_000, 20_000)] for k,v in RESTORER_PRESETS.items()}
@@ -168,8 +168,26 @@ def test_the_whole_pipeline(tiny, tmp_path):
     for i,im in enumerate(pictures(3, 16).split(1)): save_image(im, tmp_path/'lq'/f'{i}.png')
     r = little(16); kw = dict(K=20, steps=4, iters=2, **QUICK)
     tuned = adapt(r, tmp_path/'lq', tiny, tmp_path/'work', **kw)
+    card = _card(tmp_path/'work'/'run'/'restorer.safetensors')
+    assert card['side']==16 and card['tuned']['iterations']==2 and card['tuned']['losses']['by']=='pd64' and 'name' not in card
     assert len(list((tmp_path/'work'/'targets').glob('*.png')))==3
     assert torch.equal(adapt(r, tmp_path/'lq', tiny, tmp_path/'work', **kw)(pictures(1, 16)), tuned(pictures(1, 16)))
+
+def test_a_broken_photo_costs_a_line(tiny, tmp_path):
+    "One that never could be read, one beside another of its name, one that broke after its target was made."
+    for i,im in enumerate(pictures(3, 16).split(1)): save_image(im, tmp_path/'lq'/f'{i}.png')
+    for name in ('0.jpg', '9.png'): (tmp_path/'lq'/name).write_bytes(b'')
+    r = little(16); kw = dict(K=20, steps=4, iters=1, **QUICK); said = []
+    run = lambda work: adapt(r, tmp_path/'lq', tiny, tmp_path/work, report=said.append, **kw)
+    run('a'); assert len(said)==2 and '0.jpg' in said[0] and '9.png' in said[1]
+    (tmp_path/'lq'/'1.png').write_bytes(b''); shutil.copytree(tmp_path/'a'/'targets', tmp_path/'b'/'targets')
+    run('b'); assert len(said)==5 and '1.png' in said[3]
+
+@pytest.mark.parametrize('wrong,say', [(dict(lr=-1.), 'learning rate'), (dict(losses=dict(gan=0, by='psnr')), 'pd64 or lpips'), (dict(losses=dict(gan=0, by='nonsense')), 'pd64 or lpips'), (dict(losses={}), 'give `real`')])
+def test_mistakes_are_told_before_the_long_work(tiny, tmp_path, wrong, say):
+    save_image(pictures(1, 16), tmp_path/'lq'/'0.png')
+    with pytest.raises(ValueError, match=say): adapt(little(16), tmp_path/'lq', tiny, tmp_path/'work', **(dict(K=20, steps=4, iters=1) | QUICK | wrong))
+    assert not (tmp_path/'work').exists()
 
 def test_other_data_is_another_run(tmp_path):
     r,(y,x) = little(),data(); tune_restorer(r, y, x, out=tmp_path, iters=1, **QUICK)
@@ -198,7 +216,7 @@ def test_a_face_fills_a_network_of_fixed_size():
     seen = []
     net = nn.Module(); net.forward = lambda x, **kw: seen.append(x.shape) or x
     r = RestorationModel(net, arch='GFPGAN', multiple=8, least=128, square=True); y = torch.full((1,3,32,24), .3)
-    assert torch.allclose(r(y), y, atol=1e-5) and seen==[(1,3,128,128)]
+    assert torch.allclose(r(y), y, atol=1e-5) and torch.allclose(r(y.expand(1,3,32,24).repeat(1,1,8,8)), y.repeat(1,1,8,8), atol=1e-5) and seen==[(1,3,128,128)]*2   # larger ones are shrunk for it
 
 def test_pairs_by_name_and_clean_pictures_cut_like_their_photos(tmp_path):
     from skimage import data as pictures_of
