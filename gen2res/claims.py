@@ -10,8 +10,8 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', '
            'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity',
            'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
            'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset',
-           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'fewer', 'claim_fewest',
-           'claim_softness', 'claim_fast_own', 'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
+           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own',
+           'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -332,38 +332,30 @@ def claim_preset_own(b, people=range(3), damage='camera'):
 def plans(above:int, below:int) -> dict: # noise indices: where the part of the tuned prior begins, if it is one of two; where a restoration starts at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
     few = lambda **tuning: made_job({}, dict(n=8), **tuning)
-    short = lambda **tuning: made_job({}, dict(n=8, album_steps=43, every=2), iters=60, lr=2.5e-4, below=below, **tuning)
+    short = lambda n=8, iters=60, **tuning: made_job({}, dict(n=n, album_steps=43, every=2), iters=iters, lr=2.5e-4, below=below, **tuning)
     return {'fast': made_job({}), 'below': made_job({}, iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
-            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': short(), '8, between, short': short(above=above)}
+            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': short(), '8, between, short': short(above=above),
+            '8, between, short, fewer': short(iters=40, above=above), '4, between, short': short(4, above=above), '4, between, short, fewer': short(4, 40, above=above)}
 
 def plan_passes(p, steps:int=50) -> int:
     n,walk,t = p.get('n', 16),p['album_steps'],p['tuning']
     return passes(n*walk, n*(walk//p['every']), t['iters']*t['batch'], steps)
 
-def _planned(b, tried, base, people): # tried: method -> what is added to the free job
+def _planned(b, tried, people, *bases): # tried: method -> what is added to the free job
     "Rows: generative albums made and learned in several ways."
     free = lambda w: in_turns(w)[FREE]
-    yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, base)
+    yield from _measured(b, [{FREE: free(w)} | {m: free(w) | p for m,p in tried.items()} for w in people], OWN_KS, *bases)
 
 def our_plans(b): return plans(*map(At(256, b.prior).t, (75, max(OWN_KS))))
 
-def claim_plans(b, people=range(40, 48)):
-    "Rows: all of these, compared with this page's."
-    yield from _planned(b, our_plans(b), 'fast', people)
-
-def fewer(p) -> dict: # p: of plans
-    "That plan, and such as take less."
-    pictures,iters = dict(n=p['n']//2),dict(tuning=p['tuning'] | dict(iters=max(1, p['tuning']['iters']*2//3)))
-    return {'as it is': p, 'two thirds of the iterations': p | iters, 'half the pictures': p | pictures, 'both': p | pictures | iters}
-
-def claim_fewest(b, people=range(40, 48), chosen='8, between, short'):
-    "Rows: even less than the cheapest plan that stands in."
-    yield from _planned(b, fewer(our_plans(b)[chosen]), 'as it is', people)
+def claim_plans(b, people=range(40, 48), bases=('fast', '8, between, short')):
+    "Rows: all of these, compared with this page's, and with the library's preset."
+    yield from _planned(b, our_plans(b), people, *bases)
 
 def claim_softness(b, people=range(40, 46)):
     "Rows: one thing at a time that may make a constrained restoration soft."
     one = {'half the push': made_job({}, dict(scale=guide_scale(b.prior)/2)), 'an album from K = 300': made_job({}, dict(album_K=At(256, b.prior).t(300))), 'a third of the rate': made_job({}, lr=TUNING['lr']/3)}
-    yield from _planned(b, {'as here': made_job({})} | one, 'as here', people)
+    yield from _planned(b, {'as here': made_job({})} | one, people, 'as here')
 
 def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
     "Rows: the person's own album, learned as on this page and as one of these plans does."
@@ -376,10 +368,10 @@ def claim_adapter(b, people=range(12), damage='camera'):
     jobs,thin = [person_jobs(w, damage, OWN_KS, (None,), *own_draws(w)) for w in people],TUNING | dict(lora=4, lr=1e-3)
     yield from _measured(b, [j | {f'{OWN}, adapter': j[OWN] | dict(tuning=thin)} for j in jobs], OWN_KS, FREE, OWN)
 
-def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short')):
+def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short', '8, between, short, fewer', '4, between, short', '4, between, short, fewer')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
-    yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, 'paper', people)
+    yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, people, 'paper')
 
 # %% ../nbs/20_claims.ipynb #262a212b
 RULES = {'ddpm': ddpm, 'ddim': ddim, 'dpmpp': dpmpp}
@@ -394,4 +386,4 @@ def claim_walks(b, people=range(12), damages=('camera','small')):
     for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fewest': claim_fewest, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}

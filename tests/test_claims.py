@@ -98,9 +98,10 @@ def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
     small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'seeds', 'preset', 'preset-own', 'plans', 'fewest', 'softness', 'fast', 'fast-own', 'adapter', 'old') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'seeds', 'preset', 'preset-own', 'plans', 'softness', 'fast', 'fast-own', 'adapter', 'old') else dict(damages=('small',)))
     if name=='fast': kw['chosen'] = 'below',; monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
-    if name in ('fast-own', 'fewest'): kw['chosen'] = 'below'
+    if name=='fast-own': kw['chosen'] = 'below'
+    if name=='plans': kw['bases'] = 'fast','below'
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
     if name=='detail': monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'ALBUM_EVERY', 1); monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
