@@ -87,7 +87,7 @@ def make_targets(lq, # folder or files: the photos
                  seed:int=0, batch:int=16, progress:bool=False, report=print,
                  watch=None) -> dict: # watch: see counted -> name -> what made its target
     "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was. The manifest in the folder names all that lie there."
-    out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else lq
+    out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else [*lq]
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
     about = pseudo_numbers(prior, K, L, N, steps) | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
