@@ -404,8 +404,9 @@ def _tunable(name, device, fidelity=None):
 
 def _trainable(name, device, fidelity, out):
     if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
-    out.parent.mkdir(parents=True, exist_ok=True)                       # or hours of work would end with that line
-    return _tunable(name, device, fidelity)
+    r = _tunable(name, device, fidelity)
+    out.parent.mkdir(parents=True, exist_ok=True)                       # what is wrong with it is said before hours of work
+    return r
 
 TargetsSteps = Annotated[Optional[str], typer.Option(help='Walk the K noise levels in so many steps. Default: a quarter of K.')]
 

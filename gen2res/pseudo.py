@@ -90,7 +90,8 @@ def make_targets(lq, # folder or files: the photos
     out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else [*lq]
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
-    about = pseudo_numbers(prior, K, L, N, steps) | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
+    n = pseudo_numbers(prior, K, L, N, steps)
+    about = n | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
     plans = list(_plans(files, prior.side, seed, about, report))
     if not plans: raise ImageError(f'{lq}: no picture here that can be read')
     out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,6 @@ def make_targets(lq, # folder or files: the photos
     if foreign: raise ValueError(f'{foreign[0]}: is there already, and not a target; choose another folder')
     todo = [p for p in plans if made_by(out/f'{p[0]}.png')!=p[2]]
     bar = tqdm(total=len(plans), initial=len(plans)-len(todo), disable=not progress, unit='target')
-    n = pseudo_numbers(prior, K, L, N, steps)
     callback = counted(watch, 'making targets', -(-len(todo)//batch)*len(prior.schedule.timesteps(n['K'], n['steps'])))
     for some,x in in_batches(partial(_targets, prior=prior, restorer=restorer, callback=callback), todo, batch):
         for (stem,_,made),im in zip(some, x.split(1)): save_image(im, out/f'{stem}.png', {MARK: json.dumps(made), 'Comment': NOTE}, overwrite=True)
