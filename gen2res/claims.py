@@ -250,7 +250,7 @@ def claim_sizes(b, people=None, damage='camera'): # None: twelve with the larges
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
-    for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, 'input', damage=d)
+    for d in damages: yield from _measured(b, [portrait_jobs(w, d, OWN_KS, own_draws(w, 2)) for w in people], OWN_KS, FREE, 'input', damage=d)
 
 REAL_SCORES = 'ssim','ids64','pd64','detail' # the first three to the photo itself
 
