@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES',
-           'OWN_KS', 'SIZES', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES', 'WALKS',
-           'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'walks', 'portrait_job', 'person_job', 'album_job',
-           'tuned_album_job', 'shown_job', 'kept', 'Claims', 'made_job', 'own_draws', 'portrait_jobs', 'person_jobs',
-           'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs', 'claim_identity',
-           'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_damages', 'claim_old', 'cats', 'cat_job',
-           'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes', 'in_turns', 'claim_preset',
-           'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans', 'claim_softness', 'claim_fast_own',
-           'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
+           'OWN_KS', 'SIZES', 'CROWDS', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES',
+           'WALKS', 'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'crowd', 'walks', 'portrait_job',
+           'person_job', 'album_job', 'tuned_album_job', 'shown_job', 'kept', 'Claims', 'made_job', 'own_draws',
+           'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs',
+           'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_crowd', 'claim_damages',
+           'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes',
+           'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans',
+           'claim_softness', 'claim_fast_own', 'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
@@ -64,6 +64,11 @@ def best_known(data, n:int, side:int=64) -> list: # of numbers of people
 
 def _spread(x, n): return x[torch.linspace(0, len(x)-1, min(n, len(x))).round().long()]
 
+def crowd(data, n:int, draw:int, side:int=64) -> torch.Tensor: # n x 3 x side x side
+    "Portraits that the prior was trained on, of as many people as pictures or nearly."
+    x = portraits(data, 'train', side)['images']
+    return x[torch.from_numpy(np.random.default_rng(draw).permutation(len(x))[:n])]
+
 # %% ../nbs/20_claims.ipynb #c44f1bd1
 def walks(restorer, y, Ks, seeds, steps, step=ddpm) -> torch.Tensor: # photos x Ks x seeds x 3 x S x S
     "Every photo restored from every K (at 256 pixels; converted), one tuning per photo."
@@ -84,9 +89,9 @@ def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps, RULES[rule]), recipe, seed=who, **kw))
 
-def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; draw: of the album that is made, and of the tuning
+def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, strangers=0, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; strangers: as many pictures of a crowd in its place; draw: of the album that is made, and of the tuning
     y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
-    some = _spread(album, size or len(album))
+    some = crowd(b.data, strangers, draw, b.prior.side) if strangers else _spread(album, size or len(album))
     x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who+1000*draw, **kw)
     return dict(y=y, truth=truth, album=some, x=x)
 
@@ -126,7 +131,7 @@ class Claims(Bench):
     def jobs(self, by_method:dict) -> dict: # method -> job
         "Jobs with all that they depend on."
         weights,files = self.prior.fingerprint(),lambda *sets: data_hash(self.data, tuple(source(self.data, s, self.prior.side).name for s in sets))
-        photos = lambda j: files(REAL) if j.get('damage')==REAL else f'{files("val", "albums")} {json.dumps(DAMAGES)}'
+        photos = lambda j: files(REAL) if j.get('damage')==REAL else f'{files("val", "albums", *["train"]*("strangers" in j))} {json.dumps(DAMAGES)}'
         return {m: j | dict(weights=weights, photos=photos(j)) for m,j in by_method.items()}
 
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)
@@ -247,6 +252,15 @@ def claim_sizes(b, people=None, damage='camera'): # None: twelve with the larges
     people = people or best_known(b.data, 12, b.prior.side)
     yield from _measured(b, [person_jobs(w, damage, OWN_KS, SIZES, *own_draws(w)) for w in people], OWN_KS, FREE)
 
+# %% ../nbs/20_claims.ipynb #c0ad1e57
+CROWDS = 11,500
+
+def claim_crowd(b, people=None, damage='camera'): # None: those of claim_sizes
+    "Rows: albums of strangers, few and many, all of them pictures that the prior knows already: what does tuning cost by itself?"
+    people = people or best_known(b.data, 12, b.prior.side)
+    jobs = [person_jobs(w, damage, OWN_KS, (None,), *own_draws(w)) for w in people]
+    yield from _measured(b, [j | {f'{n} strangers': j[OWN] | dict(strangers=n) for n in CROWDS} for j in jobs], OWN_KS, FREE, OWN)
+
 # %% ../nbs/20_claims.ipynb #c7b9a748
 def claim_damages(b, people=range(8), damages=('motion','jpeg','scratches')):
     "Rows: damage that the method was told nothing about."
@@ -349,7 +363,7 @@ def _planned(b, tried, people, *bases): # tried: method -> what is added to the 
 def our_plans(b): return plans(*map(At(256, b.prior).t, (75, max(OWN_KS))))
 
 def claim_plans(b, people=range(40, 48), bases=('fast', '8, between, short')):
-    "Rows: all of these, compared with this page's, and with the library's preset."
+    "Rows: all of these, compared with this page's, and with the one that keeps the detail."
     yield from _planned(b, our_plans(b), people, *bases)
 
 def claim_softness(b, people=range(40, 46)):
@@ -386,4 +400,4 @@ def claim_walks(b, people=range(12), damages=('camera','small')):
     for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'crowd': claim_crowd, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}

@@ -28,7 +28,7 @@ PRESETS = { # arguments of tune
     'generative': dict(iters=3000, batch=4, lr=1e-5, dropout=.1), # Gen2Res Table S1
     'personal':   dict(iters=5000, batch=4, lr=1e-5, dropout=.1),
     'all-levels': dict(iters=200,  batch=4, lr=1.5e-4, dropout=0., decay=.7), # ours, for any K
-    'fast':       dict(iters=60,   batch=4, lr=2.5e-4, dropout=0., decay=.7, above=75, below=400)} # ours, for K up to `below`; both are numbers at 256 pixels
+    'fast':       dict(iters=40,   batch=4, lr=2.5e-4, dropout=0., decay=.7, above=75, below=400)} # ours, for K up to `below`; both are numbers at 256 pixels
 
 def tuning_for(prior, tuning:dict|str) -> dict: # tuning: the name of a preset, or arguments of `tune`
     "Arguments of `tune`, a preset's converted to the prior's side. Raises ValueError for an unknown one."

@@ -12,7 +12,7 @@ from gen2res.restore import Restorer, restore
 def data(tmp_path):
     g = np.random.default_rng(0); noise = lambda n, s: g.integers(0, 255, (n,s,s,3), dtype=np.uint8)
     np.savez(tmp_path/'faces_val_64.npz', images=noise(3, 64))
-    np.savez(tmp_path/'cats_64.npz', images=noise(34, 64)); np.savez(tmp_path/'old_photos_64.npz', images=noise(2, 64))
+    np.savez(tmp_path/'faces_train_64.npz', images=noise(4, 64)); np.savez(tmp_path/'cats_64.npz', images=noise(34, 64)); np.savez(tmp_path/'old_photos_64.npz', images=noise(2, 64))
     np.savez(tmp_path/'albums_128.npz', images=noise(12, 128), subject=np.repeat(['a', 'b'], 6), video=np.tile(['u','u','v','v','w','w'], 2))
     return tmp_path
 
@@ -98,7 +98,7 @@ def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
     small(monkeypatch)
-    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'seeds', 'preset', 'preset-own', 'plans', 'softness', 'fast', 'fast-own', 'adapter', 'old') else dict(damages=('small',)))
+    kw = dict(people=range(2)) | ({} if name in ('identity', 'albums', 'sizes', 'crowd', 'seeds', 'preset', 'preset-own', 'plans', 'softness', 'fast', 'fast-own', 'adapter', 'old') else dict(damages=('small',)))
     if name=='fast': kw['chosen'] = 'below',; monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
     if name=='fast-own': kw['chosen'] = 'below'
     if name=='plans': kw['bases'] = 'fast','below'
@@ -106,6 +106,7 @@ def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkey
     if name=='detail': monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'ALBUM_EVERY', 1); monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))
+    if name=='crowd': monkeypatch.setattr(claims, 'CROWDS', (3,))
     rows = list(CLAIMS[name](Claims(data, tiny64, tmp_path/'w'), **kw))
     assert rows and {r['metric'] for r in rows} >= set(dict(cats=claims.CAT_SCORES, old=claims.REAL_SCORES).get(name, SCORES)) and all(r['n']==2 for r in rows) and any(r['minus'] for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').iterdir()}
@@ -117,6 +118,11 @@ def test_kept_is_the_share_of_the_photos_error():
     x = torch.stack([y, truth, truth+.5*error, truth+other], 1)                       # photos x pictures
     share = claims.kept(x, y, truth)
     assert share.shape==(2, 4, 1) and np.allclose(share[:,:3,0], [1, 0, .5], atol=1e-5) and abs(share[:,3]).max()<.06 and np.allclose(claims.kept(y, y, truth), 1)
+
+def test_a_crowd_is_drawn_from_what_the_prior_was_trained_on(data):
+    train = portraits(data, 'train', 64)['images']; drawn = [claims.crowd(data, 3, d) for d in range(4)]
+    which = [[int((train==x).flatten(1).all(1).nonzero()) for x in d] for d in drawn]
+    assert all(len({*w})==3 for w in which) and len({*map(tuple, which)})>1 and torch.equal(claims.crowd(data, 3, 2), drawn[2])
 
 def test_cats_kept_back_are_not_learned(data):
     learn,back = claims.cats(data)
