@@ -255,9 +255,9 @@ def claim_sizes(b, people=None, damage='camera'): # None: twelve with the larges
 # %% ../nbs/20_claims.ipynb #c0ad1e57
 CROWDS = 11,500
 
-def claim_crowd(b, people=None, damage='camera'): # None: those of claim_sizes
+def claim_crowd(b, people=None, damage='camera'): # None: eight with the largest albums
     "Rows: albums of strangers, few and many, all of them pictures that the prior knows already: what does tuning cost by itself?"
-    people = people or best_known(b.data, 12, b.prior.side)
+    people = people or best_known(b.data, 8, b.prior.side)
     jobs = [person_jobs(w, damage, OWN_KS, (None,), *own_draws(w)) for w in people]
     yield from _measured(b, [j | {f'{n} strangers': j[OWN] | dict(strangers=n) for n in CROWDS} for j in jobs], OWN_KS, FREE, OWN)
 
