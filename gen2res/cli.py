@@ -59,6 +59,7 @@ def _person(path, p):
     "The prior of a person, computing as p does."
     from gen2res.tune import load_person
     tuned = load_person(path, p, p.device); tuned.bf16 = p.bf16
+    if tuned.name!=p.name: typer.echo(f'note: {path} is a prior of its own, tuned from {tuned.name}; {p.name} is not used', err=True)
     return tuned
 
 def _restorer(p, recipe, generative, album, person, **kw):
@@ -318,7 +319,7 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 
 @app.command()
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
-          out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again.')]=Path('albums'),
+          out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again, pictures made with other settings are replaced.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,
@@ -330,16 +331,18 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 
     Example: gen2res album old.jpg -o albums --n 16
     """
-    from gen2res.album import album_sheet, generative_album, keep_only
-    from gen2res.images import ImageError, each_file, save_image
+    from gen2res.album import MARK, SHEET, album_record, album_sheet, generative_album, keep_only
+    from gen2res.images import ImageError, check_folder, each_file, is_foreign, save_image
     from gen2res.restore import read_face
+    with one_line(): check_folder(out)
     p,taken = _prior(prior, device, bf16),set()
     def one(path):
         if path.stem in taken: raise ImageError(f'{path}: another photo of this call has the same name without its suffix; give it another --out')
+        if is_foreign(sheet := out/f'{path.stem}_sheet.png', MARK): raise ImageError(f'{sheet}: is there already, and not the sheet of an album; give it another --out')
         taken.add(path.stem)
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         keep_only(out/path.stem, range(seed, seed+n))
-        _say(out/path.stem, save_image(album_sheet(pictures), out/f'{path.stem}_sheet.png', overwrite=True))
+        _say(out/path.stem, save_image(album_sheet(pictures), sheet, album_record(SHEET), overwrite=True))
     with one_line(): failed = each_file(photos, one, sys.stderr.isatty(), _say)
     if failed: raise typer.Exit(2)
 
@@ -361,12 +364,14 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     """
     import shutil
     from gen2res.album import personal_album
-    from gen2res.images import save_image
+    from gen2res.images import check_folder, save_image
     from gen2res.tune import PRESETS, dream_sheet, dreams, save_person, tuning_for
     from gen2res.tune import tune as tune_prior
     if preset not in PRESETS: stop(f'no preset {preset!r}; there are: {", ".join(PRESETS)}')
-    for path in (out, sheet):
-        if path and path.exists() and not force: stop(f'{path}: exists already; --force replaces it')
+    for path in filter(None, (out, sheet)):
+        if path.is_dir(): stop(f'{path}: is a folder; name a file')
+        if path.exists() and not force: stop(f'{path}: exists already; --force replaces it')
+        with one_line(): check_folder(path.parent)
     if sheet and 'below' in PRESETS[preset]: stop(f'--sheet draws faces from pure noise, which {preset} does not learn; take --preset all-levels, or leave it out')
     if sheet and sheet.suffix.lower()!='.png': stop(f'{sheet}: the picture must end in .png')
     state = out.with_suffix('.state')

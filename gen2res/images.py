@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SUFFIXES', 'FORMATS', 'MANY', 'to_tensor', 'to_array', 'to_pil', 'ImageError', 'to_rgb', 'to_unit_rgb',
            'load_image', 'load_photo', 'write_image', 'save_image', 'atomic', 'resize', 'square', 'png_text',
-           'is_foreign', 'list_images', 'each_file', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded', 'as_picture',
-           'choice', 'explorer']
+           'check_folder', 'is_foreign', 'list_images', 'each_file', 'grid', 'show', 'astronaut', 'ImageRNG', 'seeded',
+           'as_picture', 'choice', 'explorer']
 
 # %% ../nbs/00_images.ipynb #3e9df761
 import io, math, os, tempfile, threading, warnings
@@ -172,6 +172,12 @@ def png_text(path, key:str) -> str|None:
     try:
         with Image.open(path) as im: return getattr(im, 'text', {}).get(key)
     except Exception: return None                                             # whoever reads the picture next says what is wrong
+
+def check_folder(folder):
+    "Raises ImageError if a file is where this folder, or one above it, should be."
+    for p in (Path(folder), *Path(folder).parents):
+        if p.is_dir(): return
+        if p.exists(): raise ImageError(f'{p}: is a file, and results want a folder there; name another')
 
 def is_foreign(path, key:str) -> bool:
     "Is this a whole picture without our mark, that belongs to somebody?"

@@ -4,7 +4,7 @@ from functools import partial
 import pytest, torch
 from PIL import Image
 from gen2res import album as A
-from gen2res.album import album_K, album_sheet, generative_album, in_batches, personal_album, read_album
+from gen2res.album import MARK, SHEET, album_K, album_record, album_sheet, generative_album, guide_every, in_batches, personal_album, read_album, shows
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, seeded
 from gen2res.prior import weights_hash
 from gen2res.restore import Restorer
@@ -132,7 +132,7 @@ def load_jpeg(x, q):
     return to_tensor(np.asarray(Image.open(f))/255.)
 
 def test_a_generative_album_is_alike_on_purpose(tiny, tmp_path):
-    made(tiny, n=6, K=2, folder=tmp_path)
+    made(tiny, n=6, K=2, every=1, folder=tmp_path)
     assert len(quietly(personal_album, tmp_path, 16)[0])==6
 
 def test_the_larger_twin_stays(folder):
@@ -150,6 +150,19 @@ def test_rejects_are_explained(folder):
     album,said = quietly(personal_album, folder, 64)
     assert len(album)==6 and len(said)==2 and all('left out' in s for s in said)
     assert album_sheet(read_album(folder, 64)).width > 0
+
+def test_what_was_made_here_is_no_photo_of_a_person(folder):
+    save_image(astronaut(64), folder/'old_restored.png', dict(gen2res='{}')); save_image(astronaut(64), folder/'she.png', album_record(SHEET)); save_image(faces(8)[7], folder/'bed_sheet.png')
+    said = {m.path.name: m.verdict for m in read_album(folder, 64)}
+    assert 'a result of gen2res' in said['old_restored.png'] and said['she.png']=='a contact sheet' and said['bed_sheet.png']==''
+
+def test_the_photo_in_its_own_album():
+    album = torch.cat(faces(3)); assert shows(album, resize(album[1:2], 80)) and not shows(album, faces(4)[3])
+
+def test_every_album_is_guided(tiny):
+    assert guide_every(600, 600)==20 and guide_every(10, 10)==10 and guide_every(3, 3)==3     # a short walk: once
+    with pytest.raises(ValueError, match='never be guided'): made(tiny, K=5, every=9)
+    with pytest.raises(ValueError, match='not numbers'): generative_album(photo()*float('nan'), tiny, 1, K=2)
 
 @pytest.mark.parametrize('n,side,line', [(3, 64, 'only 3 different pictures'), (1, 64, 'only 1 different picture;'), (6, 40, '6 of 6 are smaller than 64')])
 def test_worries(tmp_path, n, side, line):

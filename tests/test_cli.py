@@ -98,7 +98,7 @@ def test_as_a_process_from_anywhere(tmp_path):
 def test_out_is_a_file(tmp_path):
     (tmp_path/'out').touch()
     code,_,err = run('restore', 'astronaut', '-o', tmp_path/'out')
-    assert code==2 and '--out must be a folder' in err
+    assert code==2 and 'is a file, and results want a folder' in err
 
 def test_odd_file_names_do_not_stop_the_batch(tmp_path):
     import os
@@ -127,6 +127,11 @@ def test_album_tune_restore(tmp_path, monkeypatch):
     assert code==2 and '--force' in err
     assert run('tune', tmp_path/'albums'/'her', '-o', tmp_path/'her.pt')[2].strip().endswith('must end in .safetensors')
     run('album', tmp_path/'her.png', '-o', tmp_path/'albums', '--n', 1, '--steps', 4); assert len(list((tmp_path/'albums'/'her').iterdir()))==1
+    (tmp_path/'mine').mkdir(); save_image(astronaut(64), tmp_path/'mine'/'her_sheet.png'); hers = (tmp_path/'mine'/'her_sheet.png').read_bytes()
+    code,_,err = run('album', tmp_path/'her.png', '-o', tmp_path/'mine', '--n', 1, '--steps', 4); assert code==2, err
+    assert (tmp_path/'mine'/'her_sheet.png').read_bytes()==hers and len([*(tmp_path/'mine').iterdir()])==1                    # a photo of the user's
+    code,_,err = run('album', tmp_path/'her.png', '-o', tmp_path/'her.png'/'x', '--n', 1, '--steps', 4); assert code==2 and 'is a file' in err and len(err.strip().splitlines())==1
+    code,_,err = run('restore', tmp_path/'her.png', '-o', tmp_path/'o', '--K', 5, '--person', tmp_path/'her.safetensors', '--prior', 'faces128'); assert code==2 and 'belongs to faces64' in err and '(--prior)' in err
     ways = [('--person', tmp_path/'her.safetensors'), ('--recipe', 'pseudo'), ('--samples', 2), ('--album', tmp_path/'albums'/'her', '--recipe', 'closed-form')]
     for i,args in enumerate(ways):
         assert run('restore', tmp_path/'her.png', '-o', tmp_path/f'out{i}', '--K', 5, *args)[0]==0, args

@@ -160,12 +160,32 @@ def test_no_record(tmp_path):
     with pytest.raises(ImageError, match='no such file'): read_record(tmp_path/'none.png')
     save_image(astronaut(64), tmp_path/'x.png')
     with pytest.raises(ImageError, match='carries no record'): read_record(tmp_path/'x.png')
+    for odd in ('{"a": 1}', '[1]', 'x'):
+        save_image(astronaut(64), tmp_path/'x.png', dict(gen2res=odd), overwrite=True)
+        with pytest.raises(ImageError, match='carries no record'): read_record(tmp_path/'x.png')
+
+def test_the_photo_is_in_the_album(tiny, tmp_path):
+    save_image(y, tmp_path/'a.png'); r = Restorer(tiny, 'closed-form', K=4, album=torch.cat([y, y.flip(2)]))
+    with pytest.warns(UserWarning, match='in the album, too'): restore_file(tmp_path/'a.png', r, tmp_path/'o')
+
+def test_what_diverges_costs_its_photo(tiny, tmp_path, monkeypatch):
+    from gen2res.train import Diverged
+    for n in 'ab': save_image(y, tmp_path/f'{n}.png')
+    r = Restorer(tiny, K=4); walk = Restorer._walk; calls = []
+    def sick(self, *a, **kw):
+        calls.append(1)
+        if len(calls)==1: raise Diverged('the loss is not a number')
+        return walk(self, *a, **kw)
+    monkeypatch.setattr(Restorer, '_walk', sick)
+    failed = restore_files([tmp_path/'a.png', tmp_path/'b.png'], r, tmp_path/'o', report=lambda *a, **kw: None)
+    assert [p.name for p in failed]==['a.png'] and (tmp_path/'o'/'b_restored.png').exists()
 
 def test_files_of_an_example(faces64, tmp_path):
     restore_example(Restorer(faces64, K=3), tmp_path, report=lambda *a, **kw: None, samples=2)
     about = json.loads((tmp_path/'astronaut_restored.json').read_text())
     assert about['gen2res']['samples']==2 and 'generative model' in about['Comment'] and about['gen2res']==read_record(tmp_path/'astronaut_restored.png')
     assert Image.open(tmp_path/'astronaut_sheet.png').text['Comment']==about['Comment']
+    with pytest.raises(ImageError, match='is a sheet'): read_record(tmp_path/'astronaut_sheet.png')
 
 def test_bf16_is_near_and_on_record(tiny, monkeypatch):
     exact = Restorer(tiny, K=20)(y, seeds=7)

@@ -71,6 +71,10 @@ def test_another_album_is_another_run(tiny, tmp_path):
     with pytest.raises(ValueError, match='another pictures'): tune(tiny, album.flip(2), folder=tmp_path, **KW)
     with pytest.raises(ValueError, match='another iters'): tune(tiny, album, folder=tmp_path, **KW | dict(iters=2))
 
+@pytest.mark.parametrize('bad,line', [(album*float('nan'), 'not numbers'), (album[0], 'N x 3')])
+def test_what_is_no_album(tiny, bad, line):
+    with pytest.raises(ValueError, match=line): tune(tiny, bad, **KW)
+
 def test_not_a_number_stops_and_keeps(tiny, tmp_path):
     bad = copy.deepcopy(tiny); calls = []
     def spoil(trainer, loss):
@@ -91,7 +95,7 @@ def test_adapter(tiny, tmp_path):
     again = load_person(path, tiny)
     assert (again(x, 300).eps-thin(x, 300).eps).abs().max() < 5e-3 < (again(x, 300).eps-tiny(x, 300).eps).abs().max()
     other = copy.deepcopy(tiny); other.model.out[2].bias.data += 1
-    with pytest.raises(PriorError, match='belongs to another tiny'): load_person(path, other)
+    with pytest.raises(PriorError, match='belongs to tiny'): load_person(path, other)
 
 def test_adapter_is_small(faces64):
     "At most 5 % of the prior at rank 4."
@@ -120,7 +124,7 @@ def test_a_pair_in_a_file(tiny, tmp_path, lora):
     again = load_person(save_person(pair, tmp_path/'her.safetensors'), tiny)
     assert again.above==40 and again(x, 39).eps.equal(tiny(x, 39).eps) and (again(x, 300).eps-pair(x, 300).eps).abs().max() < 2e-2
     other = copy.deepcopy(tiny); other.model.out[2].bias.data += 1
-    with pytest.raises(PriorError, match='another tiny'): load_person(tmp_path/'her.safetensors', other)
+    with pytest.raises(PriorError, match='belongs to tiny'): load_person(tmp_path/'her.safetensors', other)
     if not lora:
         with pytest.raises(PriorError, match='tuned for some noise levels only; load_person'): load_prior(tmp_path/'her.safetensors')
 
