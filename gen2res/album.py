@@ -132,10 +132,14 @@ def in_batches(do, items, batch:int): # do(some) -> their results
 
 # %% ../nbs/08_album.ipynb #756461c8
 Member = namedtuple('Member', 'path image size verdict made how', defaults=(False, 'aligned')) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior; how: see face_square
-SAME = .02 # largest difference of two thumbnails of the same picture (root mean square, values in [0, 1])
+SAME = .12 # largest difference of two thumbnails of the same picture (root mean square)
 FEW = 5 # pictures; a rule of thumb
 
-def _thumb(x): return ((resize(x, (32, 32)).clamp(-1, 1)+1)/2).flatten(1)
+def _thumb(x):
+    "Numbers of mean 0 and deviation 1: brightness and contrast do not count."
+    t = resize(x, 16).flatten(1); t = t-t.mean(1, keepdim=True)                            # so few that a copy's sharpness does not, either
+    return t/t.std(1, keepdim=True).clamp(min=.04)                                          # of a flat picture not the noise
+
 def _near(thumb, thumbs): return (thumbs-thumb).pow(2).mean(1).sqrt() < SAME
 
 def shows(album, y) -> bool: # N x 3 x S x S, 1 x 3 x S x S
