@@ -2,12 +2,14 @@
 import re, shutil, subprocess, sys, threading
 from pathlib import Path
 import pytest
+from filelock import FileLock
 gr = pytest.importorskip('gradio')
 sys.path.insert(0, str(Path(__file__).parent.parent/'demo'))
 import app
 from gen2res.images import astronaut, save_image
 from gen2res.restore import Restorer, damaged_astronaut, read_record, restore_file
 from test_demo import bomb
+from test_team import free_port
 
 CHROME = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 in_browser = pytest.mark.skipif(CHROME is None, reason='no Chromium or Chrome on the PATH')
@@ -15,11 +17,11 @@ FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 WAIT = 120_000 # ms: a busy machine is slow, and nothing here is a race
 
 @pytest.fixture(scope='module')
-def url():
-    "The page on a port of its own; tuning takes three iterations."
-    with pytest.MonkeyPatch.context() as m:
+def url(tmp_path_factory):
+    "The page on a port of its own; tuning takes three iterations. One worker at a time: on two cores two servers and their browsers starve each other."
+    with FileLock(tmp_path_factory.getbasetemp().parent/'browser.lock'),pytest.MonkeyPatch.context() as m:
         m.setitem(app.PRESETS, 'all-levels', dict(iters=3, batch=2, lr=1e-4))
-        _,url,_ = app.launch(prevent_thread_lock=True, server_name='127.0.0.1', quiet=True)
+        _,url,_ = app.launch(prevent_thread_lock=True, server_name='127.0.0.1', server_port=free_port(), quiet=True)   # two servers that look for one at the same moment may find the same
         yield url
         gr.close_all()
 
