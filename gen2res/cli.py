@@ -408,10 +408,10 @@ def _tunable(name, device, fidelity=None):
     return _restoration_model(name, device, fidelity)
 
 def _trainable(name, device, fidelity, out):
+    from gen2res.images import check_folder
     if out.suffix!='.safetensors': raise ValueError(f'{out}: the file must end in .safetensors')
-    r = _tunable(name, device, fidelity)
-    out.parent.mkdir(parents=True, exist_ok=True)                       # what is wrong with it is said before hours of work
-    return r
+    check_folder(out.parent)                                            # what is wrong with it is said before hours of work
+    return _tunable(name, device, fidelity)
 
 TargetsSteps = Annotated[Optional[str], typer.Option(help='Walk the K noise levels in so many steps. Default: a quarter of K.')]
 

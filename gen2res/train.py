@@ -110,7 +110,7 @@ def team():
     from accelerate import Accelerator, InitProcessGroupKwargs
     return Accelerator(device_placement=False, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])   # one may work for days on what the others wait for
 
-class Diverged(ValueError, RuntimeError):
+class Diverged(ValueError, RuntimeError): # the second costs a photo, not the batch: see each_file
     "A loss or a gradient that is no longer a number. `.result`: of the weights before it, as `finish` returns it, or None."
     result = None
 

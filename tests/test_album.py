@@ -4,7 +4,7 @@ from functools import partial
 import pytest, torch
 from PIL import Image
 from gen2res import album as A
-from gen2res.album import MARK, SHEET, album_K, album_record, album_sheet, generative_album, guide_every, in_batches, personal_album, read_album, shows
+from gen2res.album import SHEET, album_K, album_record, album_sheet, generative_album, guide_every, in_batches, personal_album, read_album, shows
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, seeded
 from gen2res.prior import weights_hash
 from gen2res.restore import Restorer
