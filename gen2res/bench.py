@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'machine', 'timed',
            'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'nearness', 'plans', 'targets',
-           'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash', 'sane',
-           'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept', 'pixels',
-           'hog', 'ours', 'identity_test', 'stranger_test']
+           'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'whole', 'nearness', 'plans',
+           'targets', 'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash',
+           'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept',
+           'pixels', 'hog', 'ours', 'identity_test', 'stranger_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -72,9 +72,9 @@ def bare(prior, x, ts):
     with torch.no_grad():
         for t in ts: prior.model(x, torch.full((len(x),), t, device=x.device))
 
-def loop_overhead(prior, batches=(1, 16), steps:int=10, rounds:int|None=None): # rounds: None: 31 of one picture, 9 of several
+def loop_overhead(prior, batches=(1, 16), steps:int|None=None, rounds:int|None=None): # steps: None: 10, and on a GPU, which begins by recording, the 50 of a fast walk; rounds: None: 31 of one picture, 9 of several
     "Lines of text: time per step of `denoise` over that of the bare network, by batch size and step rule."
-    ts = prior.schedule.timesteps(prior.schedule.T, steps)
+    steps = steps or (10 if prior.device.type=='cpu' else 50); ts = prior.schedule.timesteps(prior.schedule.T, steps)
     for b in batches:
         x = seeded(0, b).randn_like(torch.zeros(b, 3, prior.side, prior.side, device=prior.device))
         for rule in (ddpm, ddim, dpmpp):
@@ -256,6 +256,15 @@ def plan_seconds(r, which:int, prior, album, tuning, steps) -> dict: # r: of `ra
     walk = len(prior.schedule.timesteps(album_K(prior), album.get('steps'))); guided = walk//album['every']
     drawn = album['n']*((walk-guided)*r['step'][which] + guided*r['guided'][which])
     return dict(album=drawn, tuning=tuning_for(prior, tuning)['iters']*r['training'][which], sampling=(steps or paper_K(prior))*r['alone'][which])
+
+def whole(prior, plan:str='paper', # of PLANS
+          photos:int=4): # further ones
+    "Lines of text: a photo restored in bf16, every step of the plan really done, kernels compiled and all; then further photos of the person."
+    quick,(album,tuning,steps) = _quick(prior),PLANS[plan]; y,seconds = astronaut(prior.side).to(prior.device),{}
+    for stage,tuned,do in _stages(quick, y, album, dict(amp=True) | tuning_for(prior, tuning), steps): seconds[stage] = timed(do)
+    yield f'{plan}: {", ".join(f"{k} {v:.2f} s" for k,v in seconds.items())}; all {sum(seconds.values()):.1f} s'
+    with tuned.walking(): further = [timed(lambda: restore(y, tuned, steps=steps, seeds=[i])) for i in range(photos+1)]
+    yield f'a further photo: {statistics.median(further[1:]):.2f} s'
 
 def nearness(prior, steps:int=5) -> float:
     "dB between a walk written down plainly and ours, with the same noise; every other step is guided."
@@ -627,5 +636,5 @@ def stranger_test(data, side:int=64):
         low,high = interval(v)
         yield dict(whose=whose, named=f'{v.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', albums=len(v), pictures=sum(map(len, albums)))
 
-BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'targets': targets, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
+BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'whole': whole, 'targets': targets, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
 MEASURES = {'metrics': metric_order, 'identity': identity_test, 'strangers': stranger_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder

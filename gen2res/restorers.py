@@ -301,7 +301,7 @@ class RestorerTuner(Run):
         torch.manual_seed(seed)
         self.restorer = copy.deepcopy(restorer); self.model = self.restorer.model.to(self.device).float().train()
         if not drop_path: _whole(self.model)
-        self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.avg = self.averaging(self.model)
         make = partial(CodeLosses, start=self.model, vqgan=vqgan) if restorer.arch=='CodeFormer' else ImageLosses
         self.losses = make(self.device, lr, **(losses or {}))
         if self.losses.gan and (side or 0)%8: raise ValueError(f'the discriminator halves the side three times, and {side} is not a multiple of 8')

@@ -207,12 +207,21 @@ class Run:
             if p.grad is not None: p.grad = self.team.reduce(p.grad, 'mean')
         return self.team.reduce(loss, 'mean')
 
+    def averaging(self, net):
+        "The network whose weights will be the averages of this one's. Without a memory they are the same numbers, in the same place."
+        avg = copy.deepcopy(net).eval().requires_grad_(False)
+        if not self.ema:
+            for f in (torch.nn.Module.parameters, torch.nn.Module.buffers):
+                for a,b in zip(f(avg), f(net)): a.data = b.data
+        return avg
+
     @cached_property
     def averaged(self): return [[*f()] for net in (self.avg, self.model) for f in (net.parameters, net.buffers)]   # to look for them takes longer than to average them
 
     @torch.no_grad()
     def average(self):
         "Move averaged weights towards those of the model."
+        if not self.ema: return
         avg,theirs,model,ours = self.averaged; w = min(self.ema, (1+self.it)/(10+self.it))    # a short memory at first
         torch._foreach_lerp_(avg, model, 1-w)
         for a,b in zip(theirs, ours): a.copy_(b)
@@ -330,7 +339,7 @@ class Trainer(Run):
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
         if start: self.model.load_state_dict(fitting(start.model, self.model), strict=False)
-        self.avg = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.avg = self.averaging(self.model)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = self._optimizer()
         self.twin = Twin(self.model) if amp and quick_bf16(self.device) else None

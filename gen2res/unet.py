@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift,self.resample = scale_shift,resample or nn.Identity()
         self.in_layers = nn.Sequential(norm(ch), nn.SiLU(), conv3(ch, out))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, out*(1+scale_shift)))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, out*(1+scale_shift)))    # the SiLU, of one thing for all blocks, is computed by the network
         self.out_layers = nn.Sequential(norm(out), nn.SiLU(), nn.Dropout(dropout), zero(conv3(out, out)))
         self.skip_connection = nn.Identity() if ch==out else nn.Conv2d(ch, out, 1)
 
@@ -66,8 +66,8 @@ class ResBlock(nn.Module):
         "Second normalisation, told the noise level `e`."
         return norm_act(self.out_layers[0], h, e, pre=bias) if self.scale_shift else norm_act(self.out_layers[0], plus(h, e, bias))
 
-    def forward(self, x, emb): # a bias is added by whoever reads next: see cuda
-        h = self.modulated(*unbiased(self.in_layers[2], self.resample(norm_act(self.in_layers[0], x))), self.emb_layers(emb)[...,None,None])
+    def forward(self, x, emb): # emb: activated; a bias is added by whoever reads next: see cuda
+        h = self.modulated(*unbiased(self.in_layers[2], self.resample(norm_act(self.in_layers[0], x))), self.emb_layers[1](emb)[...,None,None])
         h,bias = unbiased(self.out_layers[3], self.out_layers[2](h))
         x,also = unbiased(self.skip_connection, self.resample(x))
         return plus(h, x, bias, also)
@@ -215,7 +215,7 @@ class UNet(nn.Module):
 
     def forward(self, x, # B x in_channels x H x W
                 t): # B noise indices
-        emb = self.time_embed(timestep_embedding(t, self.c.model_channels).to(self.time_embed[0].weight.dtype))
+        emb = F.silu(self.time_embed(timestep_embedding(t, self.c.model_channels).to(self.time_embed[0].weight.dtype)))
         h = folded = F.pixel_unshuffle(x, self.c.patch); skips = []
         for block in self.input_blocks: skips.append(h := self._run(block, h, emb))
         h = self._run(self.middle_block, h, emb)
