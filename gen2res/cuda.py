@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'LOCK', 'sent', 'looked_up', 'Tape', 'recorded', 'told', 'Recorded', 'jit', 'in_two_passes', 'norm_act',
-           'twice', 'halved', 'unbiased', 'plus']
+           'forked', 'joined', 'twice', 'halved', 'unbiased', 'plus']
 
 # %% ../nbs/26_cuda.ipynb #94fe2891
 import threading, warnings
@@ -120,15 +120,21 @@ def _total(part, b, k, c, is_c, C: tl.constexpr, S: tl.constexpr):
     return tl.sum(_given(part, (b*S+s)[:,None]*2*C + k*C + c[None,:], (s<S)[:,None] & is_c[None,:]), 0)
 
 @jit
+def _group(g, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr):
+    "Channels of one group, and which are there."
+    k = tl.arange(0, P)
+    return g*(C//G)+k,k < C//G
+
+@jit
 def _finish(part, stats, normed, HW, eps, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, S: tl.constexpr):
-    "Mean and one over the spread of every group; of every channel, the sum of its normalised values."
-    b = tl.program_id(0); g,c,is_c = _columns(C, G, P); n = HW*(C//G)
+    "Of a picture's group: mean, and one over the spread; of each of its channels, the sum of the normalised values."
+    b,g = tl.program_id(0),tl.program_id(1); c,is_c = _group(g, C, G, P); n = HW*(C//G)
     one = _total(part, b, 0, c, is_c, C, S)
-    mean = tl.sum(tl.reshape(one, (G, P)), 1)/n
-    var = tl.maximum(tl.sum(tl.reshape(_total(part, b, 1, c, is_c, C, S), (G, P)), 1)/n - mean*mean, 0.)
-    rstd = 1/tl.sqrt(var+eps); at = stats + b*2*G + tl.arange(0, G)
+    mean = tl.sum(one, 0)/n
+    rstd = 1/tl.sqrt(tl.maximum(tl.sum(_total(part, b, 1, c, is_c, C, S), 0)/n - mean*mean, 0.) + eps)
+    at = stats + b*2*G + g
     tl.store(at, mean); tl.store(at+G, rstd)
-    tl.store(normed + b*C + c, tl.reshape((tl.reshape(one, (G, P)) - HW*mean[:,None])*rstd[:,None], (G*P,)), mask=is_c)
+    tl.store(normed + b*C + c, (one - HW*mean)*rstd, mask=is_c)
 
 @jit
 def _factors(stats, w, bias, mod, b, g, c, is_c, C: tl.constexpr, G: tl.constexpr, MOD: tl.constexpr):
@@ -175,40 +181,49 @@ def _back_sums(x, dy, out, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.
     tl.store(out + (b*S+s)*2*C + c, tl.sum(one, 0), mask=is_c); tl.store(out + (b*S+s)*2*C + C + c, tl.sum(two, 0), mask=is_c)
 
 @jit
-def _back_finish(part, stats, normed, w, bias, mod, means, grads, dmod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, S: tl.constexpr, MOD: tl.constexpr):
-    "Of every group, what its slopes have in common; of every channel, the gradients of weight, bias and what was added before, and of scale and shift."
-    b = tl.program_id(0); g,c,is_c = _columns(C, G, P); n = HW*(C//G)
-    mean,rstd,k,h = _factors(stats, w, bias, mod, b, g, c, is_c, C, G, MOD)
-    one,two = _total(part, b, 0, c, is_c, C, S),_total(part, b, 1, c, is_c, C, S)
-    m1,m2 = tl.sum(tl.reshape(k*one, (G, P)), 1)/n,tl.sum(tl.reshape(k*two, (G, P)), 1)/n
-    at = means + b*2*G + tl.arange(0, G)
-    tl.store(at, m1); tl.store(at+G, m2)
-    common = HW*m1[:,None] + m2[:,None]*tl.reshape(_given(normed, b*C + c, is_c), (G, P))
-    at = grads + b*3*C + c
-    tl.store(at+2*C, rstd*(k*one - tl.reshape(common, (G*P,))), mask=is_c)
-    if MOD:
-        tl.store(dmod + b*2*C + c, _given(w, c, is_c)*two + _given(bias, c, is_c)*one, mask=is_c); tl.store(dmod + b*2*C + C + c, one, mask=is_c)
-        m = 1 + _given(mod, b*2*C + c, is_c)
-        one = one*m; two = two*m
-    tl.store(at, two, mask=is_c); tl.store(at+C, one, mask=is_c)
+def _back_finish(part, stats, normed, w, bias, mod, means, grads, dpre, dmod, B, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, S: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr):
+    "Of a group, what its slopes have in common in each picture; of its channels, the gradients of weight, bias and what was added before, over all pictures, and of scale and shift."
+    g = tl.program_id(0); c,is_c = _group(g, C, G, P); n = HW*(C//G)
+    weight,shift = _given(w, c, is_c),_given(bias, c, is_c)
+    dw,db,dp = tl.zeros([P], tl.float32),tl.zeros([P], tl.float32),tl.zeros([P], tl.float32)
+    for b in range(B):
+        one,two,k = _total(part, b, 0, c, is_c, C, S),_total(part, b, 1, c, is_c, C, S),weight
+        if MOD:
+            tl.store(dmod + b*2*C + c, (weight*two + shift*one).to(dmod.dtype.element_ty), mask=is_c); tl.store(dmod + b*2*C + C + c, one.to(dmod.dtype.element_ty), mask=is_c)
+            m = 1 + _given(mod, b*2*C + c, is_c)
+            one = one*m; two = two*m
+        dw += two; db += one
+        m1,m2 = tl.sum(k*one, 0)/n,tl.sum(k*two, 0)/n
+        tl.store(means + b*2*G + g, m1); tl.store(means + b*2*G + G + g, m2)
+        if PRE: dp += tl.load(stats + b*2*G + G + g)*(k*one - HW*m1 - m2*_given(normed, b*C + c, is_c))
+    tl.store(grads + c, dw, mask=is_c); tl.store(grads + C + c, db, mask=is_c)
+    if PRE: tl.store(dpre + c, dp.to(dpre.dtype.element_ty), mask=is_c)
 
 @jit
-def _back(x, dy, dx, means, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
+def _back(x, dy, dx, dx2, more, means, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, C1: tl.constexpr, MORE: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
+    "The slope of x, and `more` that it has from elsewhere; of a joined x the channels from C1 on apart."
     b = tl.program_id(1).to(tl.int64); g,c,is_c = _columns(C, G, P)
     at,here = _here(tl.program_id(0)*R, b, HW, c, is_c, C, R)
     mean,rstd,k,h = _factors(stats, w, bias, mod, b, g, c, is_c, C, G, MOD)
     n = _normal(x, pre, at, here, c, is_c, mean, rstd, PRE)
     d = _given(dy, at, here)*_slope(n*k[None,:] + h[None,:], ACT)*k[None,:]
     m1,m2 = tl.load(means + b*2*G + g),tl.load(means + b*2*G + G + g)
-    tl.store(dx+at, (rstd[None,:]*(d - m1[None,:] - n*m2[None,:])).to(dx.dtype.element_ty), mask=here)
+    d = rstd[None,:]*(d - m1[None,:] - n*m2[None,:])
+    if MORE: d = d + _given(more, at, here)
+    d = d.to(dx.dtype.element_ty)
+    if C1==C: tl.store(dx+at, d, mask=here)
+    else:
+        row = (b*HW + tl.program_id(0)*R + tl.arange(0, R))[:,None]
+        tl.store(dx + row*C1 + c[None,:], d, mask=here & (c<C1)[None,:])
+        tl.store(dx2 + row*(C-C1) + c[None,:]-C1, d, mask=here & (c>=C1)[None,:])
 
 # %% ../nbs/26_cuda.ipynb #c803a9b8
 def _power(n): return 1 << max(0, n-1).bit_length() # of two, the next
 
 def _tiles(x, G) -> tuple:
     "Channels of a group filled up, rows of a tile, programs that share a picture."
-    B,C,H,W = x.shape; P = _power(C//G); R = max(1, 4096//(G*P))
-    return P,R,min(128, _power(512//B), _power(-(-H*W//(4*R))))
+    B,C,H,W = x.shape; P = max(2, _power(C//G)); R = max(1, 4096//(G*P))
+    return P,R,min(128, _power(256//B), _power(-(-H*W//R)))                # about two for each of a card's processors: more would spend their time on adding up
 
 def _nhwc(x): return x.contiguous(memory_format=torch.channels_last)
 def _floats(x, *n): return x.new_empty(n, dtype=torch.float32)
@@ -220,32 +235,34 @@ def _channel_sums(x, pre, G, S):
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w, bias, mod, pre, G, eps, act):
-        x,mod = _nhwc(x),mod if mod is None else mod.contiguous(); B,C,H,W = x.shape; P,R,S = _tiles(x, G)
+    def forward(ctx, x, also, w, bias, mod, pre, G, eps, act): # -> the normalised, and x, for whoever goes round it
+        C1 = x.shape[1]; x,mod = _nhwc(x) if also is None else joined(x, also),mod if mod is None else mod.contiguous()
+        (B,C,H,W),(P,R,S) = x.shape,_tiles(x, G)
         part,stats,normed,y = _channel_sums(x, pre, G, S),_floats(x, B, 2, G),_floats(x, B, C),torch.empty_like(x)
         given,ctx.kinds = (x if pre is None else pre, w, bias, x if mod is None else mod),(pre is not None, mod is not None, act)
         with torch.cuda.device_of(x):
-            _finish[(B,)](part, stats, normed, H*W, eps, C, G, P, S)
+            _finish[(B, G)](part, stats, normed, H*W, eps, C, G, P, S)
             _apply[(-(-H*W//R), B)](x, y, stats, *given, H*W, C, G, P, R, *ctx.kinds)
-        ctx.save_for_backward(x, stats, normed, w, bias, mod, pre); ctx.how = H*W,C,G,P,R,S
-        return y
+        ctx.save_for_backward(x, stats, normed, w, bias, mod, pre); ctx.how = H*W,C,G,P,R,S,C1; ctx.set_materialize_grads(False)
+        return y,x
 
     @staticmethod
-    def backward(ctx, dy):
-        (x,stats,normed,w,bias,mod,pre),(HW,C,G,P,R,S),dy = ctx.saved_tensors,ctx.how,_nhwc(dy); B,MOD = len(x),mod is not None
+    def backward(ctx, dy, more): # more: slope of the x that was handed on, or None
+        (x,stats,normed,w,bias,mod,pre),(HW,C,G,P,R,S,C1),(PRE,MOD,_) = ctx.saved_tensors,ctx.how,ctx.kinds
+        dy,more,B = _nhwc(dy),more if more is None else _nhwc(more),len(x)
         given = x if pre is None else pre,w,bias,mod if MOD else x
-        part,means,grads,dx = _floats(x, B, S, 2, C),_floats(x, B, 2, G),_floats(x, B, 3, C),torch.empty_like(x)
-        dmod = torch.empty_like(mod) if MOD else None
+        part,means,grads = _floats(x, B, S, 2, C),_floats(x, B, 2, G),_floats(x, 2, C)
+        dmod,dpre = torch.empty_like(mod) if MOD else None,torch.empty_like(pre) if PRE else None
+        dx,dx2 = _like(x, C1),_like(x, C-C1) if C1<C else None
         with torch.cuda.device_of(x):
             _back_sums[(B, S)](x, dy, part, stats, *given, HW, C, G, P, R, S, *ctx.kinds, num_warps=8)
-            _back_finish[(B,)](part, stats, normed, *given[1:], means, grads, dmod if MOD else x, HW, C, G, P, S, MOD)
-            _back[(-(-HW//R), B)](x, dy, dx, means, stats, *given, HW, C, G, P, R, *ctx.kinds)
-        dw,dbias,dpre = grads.sum(0) if any(ctx.needs_input_grad[1:3]) or ctx.needs_input_grad[4] else (None,)*3
-        return dx,dw,dbias,dmod,None if pre is None or dpre is None else dpre.to(pre.dtype),None,None,None
+            _back_finish[(G,)](part, stats, normed, *given[1:], means, grads, dpre if PRE else x, dmod if MOD else x, B, HW, C, G, P, S, PRE, MOD)
+            _back[(-(-HW//R), B)](x, dy, dx, x if dx2 is None else dx2, x if more is None else more, means, stats, *given, HW, C, G, P, R, C1, more is not None, *ctx.kinds)
+        return dx,dx2,grads[0],grads[1],dmod,dpre,None,None,None
 
-def in_two_passes(norm, x, mod=None, act:bool=True, pre=None): # as norm_act; x: on a GPU
+def in_two_passes(norm, x, mod=None, act:bool=True, pre=None, also=None) -> tuple: # as norm_act and forked; x: on a GPU
     mod = mod if mod is None else mod.expand(len(x), -1, -1, -1)
-    return _NormAct.apply(x, norm.weight, norm.bias, mod, pre, norm.num_groups, norm.eps, act)
+    return _NormAct.apply(x, also, norm.weight, norm.bias, mod, pre, norm.num_groups, norm.eps, act)
 
 @lru_cache(None)
 def _works(device) -> bool:
@@ -265,16 +282,28 @@ def norm_act(norm, # a GroupNorm
              act:bool=True, # SiLU at the end
              pre=None): # C: added first; see unbiased
     "Normalised, told the noise level, activated."
-    if _can(x): return in_two_passes(norm, x, mod, act, pre)
+    if _can(x): return in_two_passes(norm, x, mod, act, pre)[0]
     h = norm(x if pre is None else x + pre[:,None,None])
     if mod is not None: scale,shift = mod.chunk(2, 1); h = h*(1+scale) + shift
     return F.silu(h) if act else h
+
+def forked(norm, x, act:bool=True, also=None) -> tuple: # also: B x C2 x H x W, channels to join to x
+    "What `norm_act` makes of x, and x itself, for a shortcut: on a GPU the slopes of both come together on the way back."
+    if _can(x, 1 if also is None else 2): return in_two_passes(norm, x, act=act, also=also)
+    x = x if also is None else torch.cat([x, also], 1)
+    return norm_act(norm, x, act=act),x
 
 # %% ../nbs/26_cuda.ipynb #42a6c0d5
 @jit
 def _plus(a, b, bias, y, n, C: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); here = i<n
     tl.store(y+i, (_given(a, i, here) + _given(b, i, here) + _given(bias, i%C, here)).to(y.dtype.element_ty), mask=here)
+
+@jit
+def _join(a, b, y, n, C1: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr): # C1: channels of a; C: of both
+    i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); here = i<n; row = i//C; c = i%C
+    v = _given(a, row*C1 + c, here & (c<C1)) + _given(b, row*(C-C1) + c-C1, here & (c>=C1))
+    tl.store(y+i, v.to(y.dtype.element_ty), mask=here)
 
 @jit
 def _spread(x, y, n, scale, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr): # H, W: of x
@@ -296,10 +325,16 @@ def _flat(kernel, like, y, *given, BLOCK=2048, **kw):
     with torch.cuda.device_of(like): kernel[(-(-y.numel()//BLOCK),)](*given, BLOCK=BLOCK, **kw)
     return y
 
-def _sized(x, H, W): return torch.empty((*x.shape[:2], H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _new(x, C, H, W): return torch.empty((len(x), C, H, W), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _like(x, C): return _new(x, C, *x.shape[-2:])
+
+def joined(a, b): # B x C1 x H x W, B x C2 x H x W
+    "Their channels in a row; no gradients."
+    a,b = _nhwc(a),_nhwc(b); y = _like(a, a.shape[1]+b.shape[1])
+    return _flat(_join, a, y, a, b, y, y.numel(), a.shape[1], y.shape[1])
 
 def _to(kernel, x, scale, up:bool):
-    x = _nhwc(x); B,C,H,W = x.shape; y = _sized(x, 2*H, 2*W) if up else _sized(x, H//2, W//2)
+    x = _nhwc(x); B,C,H,W = x.shape; y = _new(x, C, 2*H, 2*W) if up else _new(x, C, H//2, W//2)
     return _flat(kernel, x, y, x, y, y.numel(), scale, *((H, W) if up else y.shape[-2:]), C)
 
 class _Twice(torch.autograd.Function):

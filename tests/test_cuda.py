@@ -28,7 +28,7 @@ def taped(monkeypatch):
 KERNELS = '''
 import torch, torch.nn.functional as F
 from torch import nn
-from gen2res.cuda import _Halved, _Plus, _Twice, halved, in_two_passes, norm_act, plus, twice
+from gen2res.cuda import _Halved, _Plus, _Twice, forked, halved, in_two_passes, norm_act, plus, twice
 torch.manual_seed(0)
 
 def same(f, g, *leaves):
@@ -43,8 +43,14 @@ for C,side,B,mod,pre,act in ((32,5,2,1,0,True), (96,5,2,1,1,True), (96,7,3,0,0,T
     norm = nn.GroupNorm(32, C); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
     of = lambda f: lambda x, w, b, *more: f(norm, x, more[0] if mod else None, act, more[-1] if pre else None)   # w, b: the norm's own
     leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + [torch.randn(B, 2*C, 1, 1)*.3]*mod + [torch.randn(C)]*pre
-    off = same(of(norm_act), of(in_two_passes), *leaves)
+    off = same(of(norm_act), of(lambda *a: in_two_passes(*a)[0]), *leaves)
     assert max(off) < 1e-6, (C, side, B, mod, pre, act, off)
+for C,C2,side,B,act in ((32,0,5,2,True), (96,0,6,1,False), (96,32,5,2,True), (64,128,4,3,True), (32,96,9,1,False)):
+    norm = nn.GroupNorm(32, C+C2); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
+    of = lambda f: lambda x, w, b, *also: torch.stack(f(norm, x, act, *also))                # both are used, as by a shortcut
+    two = lambda norm, x, act, also=None: in_two_passes(norm, x, act=act, also=also)
+    off = same(of(forked), of(two), torch.randn(B, C, side, side), norm.weight, norm.bias, *[torch.randn(B, C2, side, side)]*bool(C2))
+    assert max(off) < 1e-6, (C, C2, side, B, act, off)
 for side,C in ((4, 32), (6, 96), (10, 64)):
     x = torch.randn(2, C, side, side)
     assert max(same(twice, _Twice.apply, x)) < 1e-6 and max(same(halved, _Halved.apply, x)) < 1e-6, side
