@@ -7,7 +7,8 @@ __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD'
            'SINGLE', 'THEIRS', 'AS', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'theirs', 'alone', 'set_score',
            'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15',
            'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12', 'table_4',
-           'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_iters', 'table_seeds']
+           'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_held', 'table_iters',
+           'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -17,6 +18,7 @@ import numpy as np, torch
 from .bench import Bench, alternate, bare, data_hash, portraits, source
 from .explore import compared, detail, job_name, scores
 from .degrade import degrade
+from .filters import lowpass
 from .images import list_images, load_image, square
 from .metrics import METRICS, can_run, frechet, metric, statistics
 from .prior import weights_hash
@@ -158,13 +160,14 @@ class Tables(Bench):
         return {m: self._scored(m, r['x'], truth) for m in names}
 
     def _scored(self, m, x, truth):
+        if m=='held': x,truth,m = *(lowpass(v, At(PSEUDO_SIDE, self.prior).N(PSEUDO_N)) for v in (x, truth)),'psnr'
         if m in SET: return set_score(x, self.good if m=='fd64 good' else statistics(metric('fd64').features(truth)))
         return alone(m, x) if m in SINGLE else scores(x, truth, [m])[:,0]
 
 # %% ../nbs/21_tables.ipynb #b1a52794
 NAMES = 'psnr','ssim','pd64','ids64','spectrum'
 SET = 'fd64','fd64 good' # distance of the set from its truths (the paper's FID), and from good photos of other people (FID-FFHQ, Table 11)
-SINGLE = 'detail','musiq','maniqa' # of a picture alone
+SINGLE = 'detail','musiq','maniqa' # of a picture alone; and 'held' is the PSNR of the low frequencies that the paper holds
 THEIRS = 'lpips','musiq','maniqa','deg','lmd' # the paper's own, where their weights are
 
 def theirs(): return *(m for m in THEIRS if not can_run(m)),
@@ -377,6 +380,12 @@ def table_steps(b, k, steps=(27,150)):
     ours = pseudo_numbers(b.prior)['steps']
     return table(b, k, {str(n): b.targets(k, steps=n) for n in sorted({*steps, ours})}, str(ours))
 
+@of('4 moderate','4 severe')
+def table_held(b, k):
+    "How true are the frequencies that a target is held to, and what do walks make of them that hold less?"
+    free = b.targets(k, **choices(b.prior, b.N(k), (600,))['free from 600'])
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'free from 600': free, 'pgdiff': b.targets(k, 'pgdiff')}, 'pre-trained', names=('held',), sets=())
+
 @of('4 moderate')
 def table_iters(b, k, longer=(400,800,2400)):
     "Tunings as the paper's, of 16 photos at a rate of 1e-4, cut to so many iterations."
@@ -393,4 +402,4 @@ TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, 
           '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
           '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '26': table_26, '27': table_27}
 TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7', '16': '25'}.items() for same in others.split()}
-TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds}
+TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds, 'held': table_held}
