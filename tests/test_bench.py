@@ -1,5 +1,5 @@
 "Measurements: on a made-up data folder, the right signs, whole tables."
-import copy, csv
+import copy, csv, re
 import numpy as np, pytest, torch
 from typer.testing import CliRunner
 from gen2res import bench
@@ -107,6 +107,13 @@ def test_plans(tiny):
     lines = list(bench.plans(tiny, at_once=2, rounds=1))
     assert len(lines)==7 and all('times as fast' in l for l in lines[:4]) and lines[4].startswith('the same pictures to') and lines[6].startswith('a further photo')
     assert float(lines[4].split()[-2]) > 60                                                           # in float32 the same, guided steps among them
+
+def test_a_whole_restoration_is_done_and_further_photos(tiny, monkeypatch):
+    monkeypatch.setitem(bench.PLANS, 'paper', (dict(n=2, every=2, steps=4, K=300), dict(iters=2, batch=2), 3)); steps,restore = [],bench.restore
+    monkeypatch.setattr(bench, 'restore', lambda y, prior, **kw: steps.append(kw['steps']) or restore(y, prior, **kw))
+    all_,further = bench.whole(tiny, photos=2)
+    assert re.fullmatch(r'paper: album [0-9.]+ s, tuning [0-9.]+ s, sampling [0-9.]+ s; all [0-9.]+ s', all_) and re.fullmatch(r'a further photo: [0-9.]+ s', further)
+    assert steps==[3]*4                                                          # the photo, one that records, and two
 
 def test_what_is_timed_is_a_whole_step(tiny):
     from gen2res.constraints import LowFreq
