@@ -384,7 +384,7 @@ def table_steps(b, k, steps=(27,150)):
 def table_held(b, k):
     "How true are the frequencies that a target is held to, and what do walks make of them that hold less?"
     free = b.targets(k, **choices(b.prior, b.N(k), (600,))['free from 600'])
-    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'free from 600': free, 'pgdiff': b.targets(k, 'pgdiff')}, 'pre-trained', names=('held',), sets=())
+    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'free from 600': free, 'pgdiff': b.targets(k, 'pgdiff')}, 'targets', names=('held',), sets=())
 
 @of('4 moderate')
 def table_iters(b, k, longer=(400,800,2400)):
