@@ -187,7 +187,7 @@ def methods_figure(rows, metrics=SCORES, by='kind', minus='', **want):
         for i,k in enumerate(kinds): _points(ax, among(rows, metric=m, **{by: k}), methods, .16*(i-(len(kinds)-1)/2), k if isinstance(k, str) else f'{by} = {k:g}')
         ax.set_title(titled(m), fontsize=9); ax.grid(axis='x', alpha=.3); ax.locator_params(axis='x', nbins=5)
         if minus: ax.axvline(0, color='grey', linewidth=.8)
-    axes[0].set_yticks(range(len(methods)), methods); axes[0].invert_yaxis()
+    axes[0].set_yticks(range(len(methods)), methods); axes[0].set_ylim(len(methods)-.5, -.5)
     fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=8, fontsize=8)
     return fig
 
