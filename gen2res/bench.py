@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'machine', 'timed',
-           'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure', 'plain_step',
-           'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'whole', 'nearness', 'plans',
-           'targets', 'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source', 'portraits', 'data_hash',
-           'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count', 'sides', 'sharpness_kept',
-           'pixels', 'hog', 'ours', 'identity_test', 'stranger_test']
+           'turns', 'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure',
+           'plain_step', 'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'whole',
+           'nearness', 'plans', 'targets', 'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source',
+           'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count',
+           'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test', 'stranger_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -56,11 +56,14 @@ def timed(f):
     _wait(); start = time.perf_counter(); f(); _wait()
     return time.perf_counter()-start
 
-def alternate(*fs, rounds:int=9, warm:int=1): # functions without arguments
-    "Median seconds of each, taken in turns, after warm-ups."
+def turns(*fs, rounds:int=9, warm:int=1) -> list: # functions without arguments
+    "Seconds of each, taken in turns, after warm-ups: a row a function."
     for f in fs*warm: f()
-    times = [[timed(f) for f in fs] for _ in range(rounds)]
-    return [statistics.median(t) for t in zip(*times)]
+    return [*zip(*([timed(f) for f in fs] for _ in range(rounds)))]
+
+def alternate(*fs, **kw): # as turns
+    "Median seconds of each."
+    return [statistics.median(t) for t in turns(*fs, **kw)]
 
 def _quick(prior):
     "The same prior, computing in bf16."

@@ -15,7 +15,7 @@ import csv, shutil
 from functools import cached_property, partial, wraps
 from pathlib import Path
 import numpy as np, torch
-from .bench import Bench, alternate, bare, data_hash, portraits, source
+from .bench import Bench, bare, data_hash, machine, portraits, source, turns
 from .explore import compared, detail, job_name, scores
 from .degrade import degrade
 from .filters import lowpass
@@ -364,14 +364,15 @@ def table_10(b, k):
 
 # %% ../nbs/21_tables.ipynb #a2762de3
 def table_27(b, repeats=5):
-    "Table 27: weights in millions and seconds a photo, alone, on this machine; the median of several, taken in turns."
+    "Table 27: weights in millions and seconds a photo, alone, on this machine; of several, taken in turns, the median, the least and the most."
     y,size = b.photos(SETS[0], part=slice(1))[0].to(b.prior.device),lambda m: sum(p.numel() for p in m.parameters())/1e6
     net,both = size(b.prior.model),size(b.prior.model)+size(b.restorer.model)
     rival = lambda r: b._by_recipe(r, b._first(y, RIVALS[r]), [0], **b._rival(r))
     ways = {'restorer, tuned or not': (size(b.restorer.model), lambda: b.restorer(y)), 'one step of the prior': (net, lambda: bare(b.prior, y, [100])),
             'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, partial(rival, r)) for r in ('difface','pgdiff','dr2')}}
-    seconds = alternate(*(do for _,do in ways.values()), rounds=repeats)
-    for (m,(millions,_)),s in zip(ways.items(), seconds): yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', over_restorer=f'{s/seconds[0]:.1f}')
+    times = np.array(turns(*(do for _,do in ways.values()), rounds=repeats)); seconds = np.median(times, 1)
+    for (m,(millions,_)),s,t in zip(ways.items(), seconds, times):
+        yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', low=f'{t.min():.4f}', high=f'{t.max():.4f}', n=repeats, over_restorer=f'{s/seconds[0]:.1f}', machine=machine(b.prior.device))
 
 # %% ../nbs/21_tables.ipynb #27dca9e5
 @of('4 moderate')

@@ -60,7 +60,7 @@ def test_table_is_whole_or_not_there(tmp_path):
 def test_command(data, tmp_path):
     r = CliRunner().invoke(app, ['bench', 'metrics']); assert r.exit_code==2 and '--data' in r.stderr
     r = CliRunner().invoke(app, ['bench', 'identity', '--data', str(tmp_path/'none')]); assert r.exit_code==2 and len(r.stderr.strip().split('\n'))==1
-    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, plans, targets, memory, times, metrics, identity' in r.stderr
+    r = CliRunner().invoke(app, ['bench', 'nothing']); assert r.exit_code==2 and 'there are: loop, speed, plans, whole, targets, memory, times, metrics, identity' in r.stderr
 
 def test_passes_are_counted(tiny, monkeypatch):
     from gen2res import bench

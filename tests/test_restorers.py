@@ -1,10 +1,10 @@
 "Restorers: any architecture in and out, the losses, and tuning."
-import copy, math, shutil
+import copy, inspect, math, shutil
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from gen2res.images import ImageError, resize, save_image
-from gen2res.prior import PriorError
+from gen2res.prior import PriorError, shipped
 from gen2res.pseudo import make_targets
 from gen2res.restorers import (RESTORER_PRESETS, CodeLosses, Discriminator, ImageLosses, RestorationModel, RestorerTuner, _card, adapt, codes, damaging, from_pairs, load_restorer,
                                log_one_minus_D, minus_log_D, save_restorer, small_swinir, tune_restorer)
@@ -12,6 +12,16 @@ from gen2res.tune import to_u8
 
 def pictures(n=4, side=64, seed=0): return torch.rand(n,3,side,side, generator=torch.Generator().manual_seed(seed))*2-1
 def little(side=64): torch.manual_seed(0); return small_swinir(side, fold=2 if side<64 else 4, width=12, depths=(2,), heads=2)
+
+def test_without_settings_a_tuning_is_the_papers():
+    of = inspect.signature(RestorerTuner.__init__).parameters; paper = RESTORER_PRESETS['paper']
+    assert all(of[k].default==paper[k] for k in ('iters','batch','lr','cosine','decay'))
+
+def test_the_one_that_comes_along_is_small():
+    assert (shipped('swinir64')/'model.safetensors').stat().st_size < 8e6 and load_restorer('swinir64', 'cpu').card
+
+def test_what_is_not_free_says_so(codeformer):
+    assert 'not for commercial use' in load_restorer(codeformer, 'cpu').card['licence'] and 'licence' not in load_restorer('identity').card
 
 # -- in and out -------------------------------------------------------------
 
