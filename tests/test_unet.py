@@ -2,7 +2,7 @@
 import math
 import pytest, torch, torch.nn.functional as F
 from gen2res.schedule import Schedule
-from gen2res.unet import Attention, Down, ResBlock, UNet, Up, around, by_hand
+from gen2res.unet import Attention, Down, ResBlock, UNet, Up, around
 
 KW = dict(model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1,2), attention_pixels=[8,16], resblock_updown=False)
 def some(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -20,10 +20,6 @@ def test_both_orders_of_heads(new_order):
         return v @ ((q.T @ k)/math.sqrt(d)).softmax(1).T
     out = torch.stack([torch.cat([one(b, h) for h in range(heads)]) for b in range(2)])
     assert torch.allclose(a(x), x+a.proj_out(out).view_as(x), atol=1e-4)
-
-def test_attention_by_hand_is_that_of_one_kernel():
-    q,k,v = some(3, 2, 4, 7, 5)
-    assert torch.allclose(by_hand(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-6)
 
 def test_the_noise_level_is_added_where_nothing_is_scaled():
     r,x,emb = filled(ResBlock(32, 64, 16, scale_shift=False)),some(2, 32, 4, 4),some(2, 16, seed=1)
