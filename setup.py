@@ -12,8 +12,8 @@ LICENSES = {'apache2': 'Apache-2.0'}
 STATUSES = ['', '', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 PYTHONS = '3.11 3.12 3.13 3.14'.split()
 
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'metrics', 'lora', 'diffusers', 'restorers', 'cluster')}
-extras['dev'] = cfg['dev_requirements'].split() + extras['demo'] + extras['metrics'] + extras['lora'] + extras['diffusers'] + extras['restorers'] + extras['cluster']
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('demo', 'metrics', 'dlib', 'lora', 'diffusers', 'restorers', 'cluster')}
+extras['dev'] = cfg['dev_requirements'].split() + sum(extras.values(), [])
 
 # The shipped networks live in the top-level data/ folder and are installed as the package gen2res.data; the web page likewise.
 SHIPPED = ['faces64', 'ids64', 'swinir64', 'align64']

@@ -8,7 +8,7 @@ __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUE
            'plain_step', 'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'whole',
            'nearness', 'plans', 'targets', 'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source',
            'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count',
-           'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'identity_test', 'stranger_test']
+           'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'descriptors', 'identity_test', 'stranger_test']
 
 # %% ../nbs/16_bench.ipynb #1551ee4c
 import copy, ctypes, gc, hashlib, json, math, pickle, platform, random, re, statistics, subprocess, sys, threading, time, warnings
@@ -29,7 +29,7 @@ from .explore import among, compared, do_jobs, done_jobs, export_sweep, job_name
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
-from .metrics import METRICS, can_run, frechet, interval, metric, statistics as set_statistics
+from .metrics import METRICS, can_run, dlib_embedder, frechet, interval, metric, statistics as set_statistics
 from .prior import Prior, best_device, load_prior, no_memory, quick_bf16
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
@@ -585,6 +585,10 @@ def hog(x):
 def ours(x): return torch.cat([embed(b, load_embedder()) for b in x.split(64)])
 
 DESCRIPTORS = {'ids64': ours, 'hog': hog, 'pixels': pixels}
+
+def descriptors() -> dict: # name -> f(pictures) -> codes of length 1
+    "Those that can run here."
+    return DESCRIPTORS | ({} if can_run('deg_dlib') else {'dlib': lambda x: dlib_embedder()(x).float()})
 QUERIES = {'classic': ('classic:swinir', {}), 'camera': ('camera:moderate', dict(scale=1.5)), 'motion': ('motion', {}), 'jpeg': ('jpeg', {}), 'small': ('small', dict(pixels=16)),
            'old': ('old', {}), 'scratches': ('scratches', {}), 'lowlight': ('lowlight:mild', {})}
 
@@ -610,14 +614,14 @@ def _across_videos(albums, query, resamples):
     who,video = _integers(albums['subject']),_integers(albums['video'])
     x = resize(albums['images'], 64); recipe,fixed = QUERIES.get(query, ('', {}))
     damaged = degrade(x, recipe, seeds=0, **fixed) if query else x
-    for name,f in DESCRIPTORS.items():
+    for name,f in descriptors().items():
         S = f(damaged)@f(x).T
         yield _identity_row(name, f'other video, {query}' if query else 'other video', S, cross_video(S, who, video), len(x), _interval_of_people(S, who, video, resamples))
 
 def _damaged_copies(val, query):
     "Rows of one test: whose damaged photo is this, among the clean ones?"
     recipe,fixed = QUERIES[query]; damaged = degrade(val, recipe, seeds=0, **fixed)
-    for name,f in DESCRIPTORS.items():
+    for name,f in descriptors().items():
         S = f(damaged)@f(val).T
         yield _identity_row(name, query, S, against(S), len(val)) | dict(rank1=f'{rank1(S):.3f}')
 

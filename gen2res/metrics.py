@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MS_SSIM_SIDE', 'Weights', 'PYIQA', 'ALEXNET', 'MUSIQ', 'MANIQA', 'NIQE', 'INCEPTION', 'UNIFACE', 'ARCFACE',
-           'LANDMARKS', 'ARCFACE_SIDE', 'ARCFACE_EYES', 'FACE_BOX', 'Entry', 'OURS', 'METRICS', 'Score', 'TABLES',
-           'MetricError', 'gradient_strength', 'radial_spectrum', 'place', 'arcface_cut', 'statistics',
-           'read_statistics', 'frechet', 'Metric', 'metric', 'fetch_weights', 'can_run', 'pictures', 'interval',
-           'compare', 'to_markdown', 'to_latex', 'to_csv']
+           'LANDMARKS', 'ARCFACE_SIDE', 'ARCFACE_EYES', 'FACE_BOX', 'DLIB_MIDDLE', 'DLIB_SHARE', 'DLIB_SIDE',
+           'DLIB_BOX', 'Entry', 'OURS', 'METRICS', 'Score', 'TABLES', 'MetricError', 'gradient_strength',
+           'radial_spectrum', 'place', 'arcface_cut', 'dlib_embedder', 'statistics', 'read_statistics', 'frechet',
+           'Metric', 'metric', 'fetch_weights', 'can_run', 'pictures', 'interval', 'compare', 'to_markdown', 'to_latex',
+           'to_csv']
 
 # %% ../nbs/14_metrics.ipynb #61ec8c61
-import contextlib, csv, io, os
+import contextlib, csv, importlib.util, io, os
 from collections import namedtuple
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from unittest import mock
 import numpy as np, torch, torch.nn.functional as F
@@ -78,10 +79,10 @@ INCEPTION = Weights('pyiqa/pt_inception-2015-12-05-6726825d.pth', f'{PYIQA}/pt_i
 
 def place(w:Weights) -> Path: return Path(torch.hub.get_dir())/w.file
 
-def _package(name, metric):
-    "Import a package of the extra, or say how to get it."
+def _package(name, metric, extra='metrics'):
+    "Import a package of an extra, or say how to get it."
     try: return __import__(name)
-    except ImportError: raise MetricError(f'{metric}: needs the package {name}: pip install "gen2res[metrics]"') from None
+    except ImportError: raise MetricError(f'{metric}: needs the package {name}: pip install "gen2res[{extra}]"') from None
 
 def _present(w, metric) -> Path:
     "Path of a weight file that is here."
@@ -105,10 +106,16 @@ def _quietly(make, metric, w):
         with contextlib.redirect_stdout(io.StringIO()): return make().eval().requires_grad_(False)
     except (RuntimeError, KeyError, ValueError, TypeError) as e: raise MetricError(f'{metric}: {place(w)} does not fit ({str(e).splitlines()[0][:90]}); fetch it again: gen2res fetch {metric}') from None
 
+def _lpips(package, path):
+    "LPIPS with AlexNet's convolutions, all that it uses of the file."
+    net = package.LPIPS(net='alex', pnet_rand=True, verbose=False)
+    state = torch.load(path, map_location='cpu', weights_only=True)
+    net.net.load_state_dict({k: state['features.'+k.partition('.')[2]] for k in net.net.state_dict()})
+    return net
+
 def _make_lpips(device):
-    _readable(ALEXNET, 'lpips')
-    lpips = _package('lpips', 'lpips')
-    net = _quietly(lambda: lpips.LPIPS(net='alex', verbose=False), 'lpips', ALEXNET).to(device)
+    path,lpips = _readable(ALEXNET, 'lpips'),_package('lpips', 'lpips')
+    net = _quietly(partial(_lpips, lpips, path), 'lpips', ALEXNET).to(device)
     return lambda x, y: net(x.clamp(-1, 1), y.clamp(-1, 1)).flatten()
 
 def _pyiqa(name, w, **kw):
@@ -150,16 +157,22 @@ def _uniface(w, metric, make):
         with mock.patch.dict(os.environ, UNIFACE_CACHE_DIR=str(path.parent)): return make(providers=['CPUExecutionProvider'])
     except (ImportError, RuntimeError, AttributeError) as e: raise MetricError(f'{metric}: uniface cannot run here ({str(e).splitlines()[0][:90]}); pip install "gen2res[metrics]"') from None
 
+def _cut(x, middle, share:float, side:int): # middle: (x, y) in shares of the square
+    "A square of that share of each picture's side, resampled to `side` pixels."
+    theta = torch.tensor([[share, 0, 2*middle[0]-1], [0, share, 2*middle[1]-1]], dtype=x.dtype, device=x.device)
+    grid = F.affine_grid(theta.expand(len(x), -1, -1), (len(x), 3, side, side), align_corners=False)
+    return F.grid_sample(resize(x, round(side/share)), grid, padding_mode='border', align_corners=False)
+
 def arcface_cut(x) -> torch.Tensor: # B x 3 x S x S, aligned -> B x 3 x 112 x 112
     "The square that puts the eyes where ArcFace was trained to find them."
     (lx,ly),(rx,ry) = np.array(ARCFACE_EYES)/ARCFACE_SIDE
     share = (EYES[1][0]-EYES[0][0])/(rx-lx)                                  # of our square that the cut covers
     middle = [sum(e[k] for e in EYES)/2 + share*(.5-m) for k,m in enumerate([(lx+rx)/2, (ly+ry)/2])]
-    theta = torch.tensor([[share, 0, 2*middle[0]-1], [0, share, 2*middle[1]-1]], dtype=x.dtype, device=x.device)
-    grid = F.affine_grid(theta.expand(len(x), -1, -1), (len(x), 3, ARCFACE_SIDE, ARCFACE_SIDE), align_corners=False)
-    return F.grid_sample(resize(x, round(ARCFACE_SIDE/share)), grid, padding_mode='border', align_corners=False)
+    return _cut(x, middle, share, ARCFACE_SIDE)
 
 def _bgr(x): return np.ascontiguousarray(to_array(x)[..., ::-1]) # 1 x 3 x H x W -> H x W x 3 uint8, as OpenCV has it
+
+def _angle(likeness): return likeness.clamp(-1, 1).acos().rad2deg()
 
 def _arcface(metric):
     "likeness(x, y) -> B cosines."
@@ -175,16 +188,49 @@ def _make_ids(device): return _arcface('ids')
 
 def _make_deg(device):
     likeness = _arcface('deg')
-    return lambda x, y: likeness(x, y).clamp(-1, 1).acos().rad2deg()
+    return lambda x, y: _angle(likeness(x, y))
 
 def _make_lmd(device, side=512):
-    "Mean distance of landmarks in pixels of a square of 512."
+    "How far landmarks have moved, on average, in pixels of a square of 512."
     def make(**kw):
         from uniface.landmark import Landmark106
         return Landmark106(**kw)
     net = _uniface(LANDMARKS, 'lmd', make)
-    points = lambda x: torch.stack([torch.from_numpy(net.get_landmarks(_bgr(c), np.array(FACE_BOX)*side)) for c in resize(x, side).split(1)])
+    return _moved(lambda c: net.get_landmarks(_bgr(c), np.array(FACE_BOX)*side), side)
+
+def _moved(landmarks, side): # landmarks(1 x 3 x side x side) -> N x 2 pixels
+    "moved(x, y) -> B mean distances of the landmarks."
+    points = lambda x: torch.stack([torch.as_tensor(np.array(landmarks(c))).float() for c in resize(x, side).split(1)])
     return lambda x, y: (points(x)-points(y)).norm(dim=-1).mean(-1)
+
+# %% ../nbs/14_metrics.ipynb #d1ib0002
+DLIB_MIDDLE,DLIB_SHARE,DLIB_SIDE = (.502, .595),.707,150 # what dlib's recognition sees of an aligned square
+DLIB_BOX = .186, .279, .791, .857 # and what its detector says: left, top, right, bottom
+
+def _dlib(file, metric):
+    "(dlib, path of a network). The package that brings it is found and not imported: it would want pkg_resources, which new machines lack."
+    dlib,found = _package('dlib', metric, 'dlib'),importlib.util.find_spec('face_recognition_models')
+    if found is None: raise MetricError(f'{metric}: needs the package face_recognition_models: pip install "gen2res[dlib]"')
+    return dlib,str(Path(found.origin).parent/'models'/file)
+
+def _rgb(x): return np.ascontiguousarray(to_array(x)) # 1 x 3 x H x W -> H x W x 3 uint8
+
+@lru_cache
+def dlib_embedder(metric='deg_dlib'):
+    "embed(x) -> B x 128, of length 1, float64, for aligned pictures of any side."
+    dlib,path = _dlib('dlib_face_recognition_resnet_model_v1.dat', metric)
+    net = dlib.face_recognition_model_v1(path)
+    one = lambda c: np.array(net.compute_face_descriptor(_rgb(c)))
+    return lambda x: F.normalize(torch.from_numpy(np.stack([one(c) for c in _cut(x, DLIB_MIDDLE, DLIB_SHARE, DLIB_SIDE).split(1)])), dim=1)
+
+def _make_deg_dlib(device):
+    embed = dlib_embedder()
+    return lambda x, y: _angle((embed(x)*embed(y)).sum(1))
+
+def _make_lmd_dlib(device, side=512):
+    dlib,path = _dlib('shape_predictor_68_face_landmarks.dat', 'lmd_dlib')
+    net,box = dlib.shape_predictor(path),dlib.rectangle(*(round(v*side) for v in DLIB_BOX))
+    return _moved(lambda c: [(p.x, p.y) for p in net(_rgb(c), box).parts()], side)
 
 # %% ../nbs/14_metrics.ipynb #c736d21e
 def _ours(f):
@@ -233,6 +279,8 @@ METRICS = {
     'ids':      Entry('up',   'pair',   '-1..1', 'uniface, ArcFace; Deng et al. 2019', 'MIT; weights non-commercial', ARCFACE, _make_ids),
     'deg':      Entry('down', 'pair',   '0..180 degrees', 'uniface, ArcFace; Deng et al. 2019', 'MIT; weights non-commercial', ARCFACE, _make_deg),
     'lmd':      Entry('down', 'pair',   '0..inf pixels of 512', 'uniface, 106 points of InsightFace', 'MIT; weights non-commercial', LANDMARKS, _make_lmd),
+    'deg_dlib': Entry('down', 'pair',   '0..180 degrees', 'dlib, in place of ArcFace; King 2009', 'BSL-1.0; weights CC0', None, _make_deg_dlib),
+    'lmd_dlib': Entry('down', 'pair',   '0..inf pixels of 512', 'dlib, 68 points; Kazemi, Sullivan 2014', 'BSL-1.0; weights non-commercial', None, _make_lmd_dlib),
     'ids64':    Entry('up',   'pair',   '-1..1', 'gen2res, data/ids64', OURS, None, _ours(_ids64)),
     'pd64':     Entry('down', 'pair',   '0..16', 'gen2res, data/ids64', OURS, None, _ours(perceptual)),
     'fd64':     Entry('down', 'set',    '0..inf', 'gen2res, data/ids64', OURS, None, _ours(set_features)),

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD', 'PRESET', 'WEIGHTS', 'RIVALS', 'NAMES', 'SET',
-           'SINGLE', 'THEIRS', 'AS', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'theirs', 'alone', 'set_score',
-           'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15',
-           'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12', 'table_4',
-           'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_held', 'table_iters',
-           'table_seeds']
+           'SINGLE', 'THEIRS', 'AS', 'PERSON', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'theirs', 'alone',
+           'set_score', 'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2',
+           'table_15', 'table_25', 'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11',
+           'table_12', 'table_4', 'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_held',
+           'table_iters', 'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -217,7 +217,7 @@ def of(*paper, own=False): # paper: its kinds; own: at 64 pixels by their own na
 def _rivals(b, k, names=('difface','pgdiff','dr2')): return {r: b.targets(k, r) for r in names}
 
 # %% ../nbs/21_tables.ipynb #dfe0e26d
-AS = {'psnr': 'psnr', 'ssim': 'ssim', 'pd64': 'lpips', 'fd64': 'fid', 'fd64 good': 'fid-ffhq'} # our measures and the paper's
+AS = {'psnr': 'psnr', 'ssim': 'ssim', 'pd64': 'lpips', 'fd64': 'fid', 'fd64 good': 'fid-ffhq', 'deg_dlib': 'deg', 'lmd_dlib': 'lmd'} | {m: m for m in THEIRS} # our measures and the paper's
 
 def printed(paper, numbers, kind, method, metric, restorer='SwinIR') -> float|None: # paper: rows of data/papers/dt_bfr.csv; numbers: of tables
     "What the paper prints there; of two restorers the one that is asked for."
@@ -272,8 +272,16 @@ def table_2(b, k):
 
 @of('4 moderate','8 moderate')
 def table_15(b, k):
-    "Tables 15 and, of severe noise, 16 and 25: what tuning gains, beside other papers' procedures. Table 25 prints the means of both kinds of 16 by two measures of the person; they join where their weights are."
+    "Tables 15 and, of severe noise, 16: what tuning gains, beside other papers' procedures."
     return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'tuned': b.tuned(k)} | _rivals(b, k), 'pre-trained', 'targets', 'tuned')
+
+# %% ../nbs/21_tables.ipynb #pers0002
+PERSON = 'deg_dlib','lmd_dlib' # dlib's; ArcFace's join where their weights are
+
+@of(*SETS)
+def table_25(b, k):
+    "Table 25: how far from the person, by the angle between embeddings and by landmarks? The paper prints the mean of both severe kinds."
+    return table(b, k, _main(b, k) | _rivals(b, k), 'pre-trained', 'targets', 'tuned', names=PERSON, sets=())
 
 # %% ../nbs/21_tables.ipynb #ff702ed1
 @of(*SETS)
@@ -389,8 +397,10 @@ def table_held(b, k):
 
 @of('4 moderate')
 def table_iters(b, k, longer=(400,800,2400)):
-    "Tunings as the paper's, of 16 photos at a rate of 1e-4, cut to so many iterations."
-    return table(b, k, {'pre-trained': b.restored(k), 'ours': b.tuned(k)} | {f'16 x {n}': b.tuned(k, iters=n, batch=16, lr=1e-4) for n in longer}, 'ours', iters='in the name')
+    "Tunings as the paper's, of 16 photos at a rate of 1e-4, cut to so many iterations, and its whole preset."
+    whole = RESTORER_PRESETS['paper'] | dict(amp=True)
+    paper = {f'{whole["batch"]} x {whole["iters"]}': b.restored(k, by=b.training(k) | dict(tuning=whole))}
+    return table(b, k, {'pre-trained': b.restored(k), 'ours': b.tuned(k)} | {f'16 x {n}': b.tuned(k, iters=n, batch=16, lr=1e-4) for n in longer} | paper, 'ours', iters='in the name')
 
 @of('4 moderate')
 def table_seeds(b, k, n=3):
@@ -401,6 +411,6 @@ def table_seeds(b, k, n=3):
 # %% ../nbs/21_tables.ipynb #c3834b70
 TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
           '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
-          '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '26': table_26, '27': table_27}
-TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7', '16': '25'}.items() for same in others.split()}
+          '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
+TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7'}.items() for same in others.split()}
 TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds, 'held': table_held}

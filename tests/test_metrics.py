@@ -1,5 +1,5 @@
 "Metrics: known values, sane orders, the real loading code on small made-up weights, and one line for everything that can go wrong."
-import dataclasses, hashlib, math, time
+import dataclasses, hashlib, math, sys, time
 import numpy as np, pytest, torch
 from gen2res import metrics as M
 from gen2res.degrade import degrade
@@ -95,8 +95,12 @@ def test_lpips_loads(hub):
     pytest.importorskip('lpips')
     from torchvision.models import alexnet
     put('lpips', thin(alexnet().state_dict()))
-    m = metric('lpips')
-    assert m(x, x).item()==0 and m(degrade(x, 'small:25'), x).isfinite()
+    m,y = metric('lpips'),degrade(x, 'small:25')
+    assert m(x, x).item()==0 and m(y, x).isfinite()
+    put('lpips', {k: v for k,v in thin(alexnet().state_dict()).items() if k.startswith('features')}); M.metric.cache_clear()
+    assert metric('lpips')(y, x)==m(y, x)                                              # all that it uses
+    put('lpips', {'other': torch.ones(1)}); M.metric.cache_clear()
+    with pytest.raises(MetricError, match='does not fit.*gen2res fetch lpips'): metric('lpips')
 
 @pytest.mark.parametrize('name', ['musiq', 'maniqa'])
 def test_pyiqa_loads(name, hub, monkeypatch):
@@ -160,6 +164,20 @@ def test_arcface_cut_puts_the_eyes_where_they_belong():
     for half,(ex,ey) in zip((slice(0,56), slice(56,112)), M.ARCFACE_EYES):
         w = cut[:,half]/cut[:,half].sum(); r = torch.arange(112.)+.5
         assert abs((w.sum(1)*r).sum()-ey) < .3 and abs((w.sum(0)*r[half]).sum()-ex) < .3
+
+@pytest.mark.parametrize('name', ['deg_dlib', 'lmd_dlib'])
+def test_dlib_says_what_it_lacks(name, monkeypatch, hub):
+    M.dlib_embedder.cache_clear()
+    monkeypatch.setattr(M.importlib.util, 'find_spec', lambda n: None)
+    with pytest.raises(MetricError, match=rf'{name}: needs the package face_recognition_models: pip install "gen2res\[dlib\]"'): metric(name)
+    monkeypatch.setitem(sys.modules, 'dlib', None)
+    with pytest.raises(MetricError, match=rf'{name}: needs the package dlib: pip install "gen2res\[dlib\]"'): metric(name)
+
+def test_dlib_knows_a_face():
+    m,y,moved = metric('deg_dlib'),degrade(x, 'camera:moderate', seeds=0, scale=1.5),x.roll(4, -1)
+    other = metric('deg_dlib')(x.flip(-1).roll(6, -2), x)
+    assert m(x, x).item()<1e-4 < m(y, x).item() < 20 and other > m(x.flip(-1), x)
+    assert 16 < metric('lmd_dlib')(moved, x).item() < 48                               # 32 pixels of 512
 
 def test_niqe_loads(hub):
     pytest.importorskip('pyiqa')
