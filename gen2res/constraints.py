@@ -14,7 +14,7 @@ from .filters import lowpass
 # %% ../nbs/05_constraints.ipynb #0bb2742b
 class Constraint:
     "Base of all constraints: acts on steps with lo <= t <= hi, on every n-th counted from the end; 0: on none."
-    backprop,repeats = False,1
+    backprop,repeats,every,lo,hi = False,1,1,0,10**9   # repeats: take each active step so often, noised back up in between
     def __init__(self, every:int=1, lo:int=0, hi:int=10**9): self.every,self.lo,self.hi = every,lo,hi
     def active(self, t:int, left:int) -> bool: return self.lo<=t<=self.hi and self.every>0 and (left+1)%self.every==0
     def on_x0(self, st): "May change st.x0, the predicted picture."
@@ -72,19 +72,24 @@ class PartialGuide(Constraint):
     "PG-Diff: mean -= scale * var * d loss/d x0, with no pass back through the network (DT-BFR supplement, Algorithm 6)."
     def __init__(self, target, # B x 3 x H x W in [-1, 1], a restorer's output; whatever `loss` compares with
                  scale:float=.1, # strength, times the step's variance
-                 repeats:int=1, # take each active step this often
+                 repeats:int=1, # gradients a step, G: each after the first where the last one led, for one more forward pass
                  lo:int=0, hi:int=10**9, every:int=1, # active on indices lo..hi
                  loss=squared_distance): # loss(x0, target) -> B values
         if repeats<1: raise ValueError(f'repeats must be at least 1, got {repeats}')
         super().__init__(every, lo, hi)
-        self.target,self.scale,self.repeats,self.loss = target,scale,repeats,loss
+        self.target,self.scale,self.gradients,self.loss = target,scale,repeats,loss
 
     @torch.enable_grad()
     def gradient(self, x0):
         x0 = x0.detach().requires_grad_()
         return torch.autograd.grad(self.loss(x0, self.target.to(x0)).sum(), x0)[0]
 
-    def on_mean(self, st): st.mean = st.mean - self.scale*st.var*self.gradient(st.x0)
+    def on_mean(self, st):
+        if st.deterministic: raise ValueError("PartialGuide pulls in proportion to the variance of the step, and this step rule has none: use ddpm, or ddim with eta")
+        pulled = lambda x0: st.mean - self.scale*st.var*self.gradient(x0)
+        mean = pulled(st.x0)
+        for _ in range(self.gradients-1): mean = pulled(st.ask(mean + st.var**.5*st.randn(st.x))[0])   # asked at t, as in the paper
+        st.mean = mean
 
 # %% ../nbs/05_constraints.ipynb #ef1cafe7
 class X0Guide(Constraint):

@@ -257,7 +257,11 @@ def degrade_one(x, # 1 x 3 x H x W
     unknown = set(fixed)-set(numbers)
     if unknown: raise ValueError(f"recipe {recipe!r} has no {', '.join(sorted(unknown))}; it has: {', '.join(numbers)}")
     numbers |= fixed
-    return r.apply(x, g, **numbers).clamp(-1, 1), numbers
+    try: json.dumps(numbers)
+    except TypeError as e: raise ValueError(f'recipe {recipe!r}: what it draws must be plain numbers, that can be written down ({e})') from None
+    y = r.apply(x, g, **numbers)
+    if y.shape!=x.shape: raise ValueError(f'recipe {recipe!r}: made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
+    return y.clamp(-1, 1), numbers
 
 def degrade(x, # B x 3 x H x W in [-1, 1]
             recipe:str='classic:swinir', # name, or name:preset (see RECIPES)

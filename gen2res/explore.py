@@ -70,13 +70,14 @@ def read_job(path) -> dict:
 
 # %% ../nbs/15_explore.ipynb #9dacf0a0
 def sweep(grid:dict, # name -> values to try
-          fn, # fn(**settings) -> number, or numbers by name
+          fn, # fn(**settings) -> number (or tensor of one), or numbers by name
           progress:bool=False) -> list: # of dicts, one a point: settings, then what fn said ('value', if it is one number)
     "Call fn at every point of a grid."
     rows = []
     for values in tqdm(list(product(*grid.values())), disable=not progress, unit='point'):
         settings = dict(zip(grid, values)); said = fn(**settings)
-        rows.append(settings | (said if isinstance(said, dict) else dict(value=said)))
+        said = said if isinstance(said, dict) else dict(value=said)
+        rows.append(settings | {k: v.item() if isinstance(v, torch.Tensor) else v for k,v in said.items()})
     return rows
 
 def averaged(rows, x:str, y:str, by=None) -> list: # rows with x, by, value, low, high, n
@@ -93,6 +94,7 @@ def sweep_figure(rows, x:str, ys, by=None):
     for ax,y in zip(fig.subplots(1, len(ys), squeeze=False)[0], ys):
         for b in dict.fromkeys(r[by] for r in rows) if by else [None]:
             some = averaged([r for r in rows if by is None or r[by]==b], x, y)
+            if not any(isinstance(r[x], str) or r[x] is None for r in some): some.sort(key=lambda r: r[x])   # names stay in their order
             band(ax, [r[x] for r in some], some, label=None if b is None else f'{by} = {b}')
         ax.set(xlabel=x, title=titled(y))
     if by: fig.axes[0].legend(fontsize=8)

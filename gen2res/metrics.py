@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MS_SSIM_SIDE', 'Weights', 'PYIQA', 'ALEXNET', 'MUSIQ', 'MANIQA', 'NIQE', 'INCEPTION', 'UNIFACE', 'ARCFACE',
            'LANDMARKS', 'ARCFACE_SIDE', 'ARCFACE_EYES', 'FACE_BOX', 'DLIB_MIDDLE', 'DLIB_SHARE', 'DLIB_SIDE',
-           'DLIB_BOX', 'Entry', 'OURS', 'METRICS', 'Score', 'TABLES', 'MetricError', 'gradient_strength',
+           'DLIB_BOX', 'Entry', 'OURS', 'KINDS', 'METRICS', 'Score', 'TABLES', 'MetricError', 'gradient_strength',
            'radial_spectrum', 'place', 'arcface_cut', 'dlib_embedder', 'statistics', 'read_statistics', 'frechet',
            'Metric', 'metric', 'fetch_weights', 'can_run', 'pictures', 'interval', 'compare', 'to_markdown', 'to_latex',
            'to_csv']
@@ -216,9 +216,9 @@ def _dlib(file, metric):
 def _rgb(x): return np.ascontiguousarray(to_array(x)) # 1 x 3 x H x W -> H x W x 3 uint8
 
 @lru_cache
-def dlib_embedder(metric='deg_dlib'):
+def dlib_embedder():
     "embed(x) -> B x 128, of length 1, float64, for aligned pictures of any side."
-    dlib,path = _dlib('dlib_face_recognition_resnet_model_v1.dat', metric)
+    dlib,path = _dlib('dlib_face_recognition_resnet_model_v1.dat', 'deg_dlib')
     net = dlib.face_recognition_model_v1(path)
     one = lambda c: np.array(net.compute_face_descriptor(_rgb(c)))
     return lambda x: F.normalize(torch.from_numpy(np.stack([one(c) for c in _cut(x, DLIB_MIDDLE, DLIB_SHARE, DLIB_SIDE).split(1)])), dim=1)
@@ -265,6 +265,7 @@ def frechet(a, b) -> float: # (mean, covariance) each
 # %% ../nbs/14_metrics.ipynb #561a3fdb
 Entry = namedtuple('Entry', 'better kind range source licence weights make') # kind: 'pair' with the truth, 'single', 'set'
 OURS = 'Apache-2.0 (this library)'
+KINDS = 'pair','single','set'
 METRICS = {
     'psnr':     Entry('up',   'pair',   '0..inf dB', 'torchmetrics', 'Apache-2.0', None, lambda d: _psnr),
     'ssim':     Entry('up',   'pair',   '-1..1', 'torchmetrics; Wang et al. 2004', 'Apache-2.0', None, lambda d: _ssim),
@@ -293,6 +294,7 @@ class Metric:
         if name not in METRICS: raise MetricError(f'no metric {name!r}; there are: {", ".join(METRICS)}')
         self.name,self.device = name,torch.device(device)
         self.better,self.kind,self.range,self.source,self.licence,self.weights,make = METRICS[name]
+        if self.better not in ('up','down') or self.kind not in KINDS: raise MetricError(f'{name}: its entry must say up or down, and {", ".join(KINDS)}; it says {self.better} and {self.kind}')
         self.f = make(self.device)
 
     def __repr__(self): return f'Metric({self.name}: {self.better} is better, {self.range}; {self.source}; {self.licence})'
@@ -309,11 +311,15 @@ class Metric:
                 ) -> torch.Tensor: # B values, float64
         if self.kind=='set': raise MetricError(f'{self.name}: compares two sets of pictures, not one with another; use .dataset(A, B)')
         x = self._checked(x)
-        if self.kind=='single': return self.f(x).double().cpu()
+        if self.kind=='single': return self._each(self.f(x), x)
         if y is None: raise MetricError(f'{self.name}: needs the true pictures to compare with')
         y = self._checked(y, 'true picture')
         if x.shape!=y.shape: raise MetricError(f'{self.name}: pictures of {tuple(x.shape)} cannot be compared with true ones of {tuple(y.shape)}')
-        return self.f(x, y).double().cpu()
+        return self._each(self.f(x, y), x)
+
+    def _each(self, values, x):
+        if not (isinstance(values, torch.Tensor) and values.shape==x.shape[:1]): raise MetricError(f'{self.name}: must give one number a picture, {len(x)} of them, and gave {tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__}')
+        return values.double().cpu()
 
     @torch.no_grad()
     def features(self, A, chunk:int=16): # for metrics of kind 'set'

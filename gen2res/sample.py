@@ -23,16 +23,20 @@ class Step:
     s: int                   # next index; -1 is the clean picture
     randn: object            # randn(x): noise like x, from each image's own generator
     before: object = None    # the previous Step (multistep rules look back), its own `before` cut off
+    clip: bool = True        # clamp predictions to the range of pictures
     eps: torch.Tensor = None # predicted noise
     v: torch.Tensor = None   # learned variance in [-1, 1], or None
     x0: torch.Tensor = None  # predicted clean picture
     mean: torch.Tensor = None
     var: object = 0.         # tensor or number; 0 = deterministic
     x_next: torch.Tensor = None
+    asked: int = 0           # how often the prior was, in this step
     cost: tuple = (0, 0)     # passes through the network so far, forwards and back
 
     @property
     def schedule(self): return self.prior.schedule
+    @property
+    def deterministic(self): return not isinstance(self.var, torch.Tensor) and self.var==0
 
     def release(self):
         "Let go of the graph and of the past, once the step is done."
@@ -40,10 +44,18 @@ class Step:
             if isinstance(getattr(self, k), torch.Tensor): setattr(self, k, getattr(self, k).detach())
         self.before = None
 
-    def predict(self, clip):
-        "Ask the prior."
-        self.x0,self.eps,self.v = self.prior(self.x, self.t)
-        if clip: self.x0 = self.x0.clamp(-1, 1)
+    def ask(self, x, t=None):
+        "(x0, eps, v): what the prior says about x at index t, by default this step's; clamped and counted."
+        self.asked += 1
+        x0,eps,v = self.prior(x, self.t if t is None else t)
+        return x0.clamp(-1, 1) if self.clip else x0,eps,v
+
+    def predict(self): self.x0,self.eps,self.v = self.ask(self.x)
+
+    def up_again(self):
+        "The step's result, noised back up to index t (RePaint: Lugmayr et al. 2022, Eq. 1)."
+        a = self.schedule.a(self.t)/self.schedule.a(self.s)
+        return math.sqrt(a)*self.x_next + math.sqrt(1-a)*self.randn(self.x_next)
 
 # %% ../nbs/04_sample.ipynb #8ffe2644
 def _smallest_var(st):
@@ -96,18 +108,24 @@ def _noise_source(rng, n):
 def _hook(constraints, name, st):
     for c in constraints: getattr(c, name)(st)
 
-def _advance(st, on, step, clip):
+def _advance(st, on, step):
     "One step: predict, constrain, step, constrain."
     backprop = any(c.backprop for c in on)
     st.x = st.x.detach().requires_grad_(backprop)
     with torch.set_grad_enabled(backprop):
-        st.predict(clip)
+        st.predict()
         _hook(on, 'on_x0', st)
         step(st)
         _hook(on, 'on_mean', st)
-        st.x_next = st.mean if st.s<0 or isinstance(st.var, float) and st.var==0 else st.mean + st.var**.5*st.randn(st.x)
+        st.x_next = st.mean if st.s<0 or st.deterministic else st.mean + st.var**.5*st.randn(st.x)
         _hook(on, 'on_sample', st)
-    return st.x_next.detach()
+    st.release()
+    return st
+
+def _refuse(constraints, step):
+    "What would fail later, and less clearly."
+    if hasattr(constraints, 'active'): raise ValueError('constraints must be a list of them, got one')
+    if not callable(step): raise ValueError(f'step must be a step rule, such as gen2res.sample.ddpm, got {step!r}')
 
 def denoise(prior, # Prior or GaussianPrior
             x, # B x 3 x H x W at index ts[0]
@@ -122,17 +140,17 @@ def denoise(prior, # Prior or GaussianPrior
            ) -> torch.Tensor: # B x 3 x H x W
     "Walk from index ts[0] down to a clean picture. THE loop: all procedures of this library are calls of it."
     if final not in ('x', 'x0'): raise ValueError(f"final must be 'x' or 'x0', got {final!r}")
+    _refuse(constraints, step)
     clip = not getattr(prior, 'latent', False) if clip is None else clip
     randn,before,ts = _noise_source(rng, len(x)),None,[int(t) for t in ts]
     forwards = backwards = 0
     with getattr(prior, 'walking', nullcontext)():
         for i,(t,s) in enumerate(tqdm(list(zip(ts, ts[1:]+[-1])), disable=not progress, leave=False, unit='step')):
             on = [c for c in constraints if c.active(t, len(ts)-1-i)]
-            for _ in range(max((c.repeats for c in on), default=1)):
-                st = Step(prior, x, t, s, randn, before)
-                x = _advance(st, on, step, clip)
-                forwards,backwards = forwards+1,backwards+sum(c.backprop for c in on)
-            st.release(); st.cost = forwards,backwards
+            for again in range(max((c.repeats for c in on), default=1)):
+                st = _advance(Step(prior, st.up_again() if again else x, t, s, randn, before, clip), on, step)
+                forwards,backwards = forwards+st.asked,backwards+sum(c.backprop for c in on)
+            st.cost,x = (forwards,backwards),st.x_next
             if callback: callback(st)
             before = st
     return before.x0 if final=='x0' and ts else x

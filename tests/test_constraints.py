@@ -59,8 +59,19 @@ def test_partial_guide_any_loss():
 
 def test_partial_guide_needs_variance(tiny):
     y = photos()
-    assert torch.equal(restore(y, tiny, K=20, step=ddim, constraints=[PartialGuide(-y, 9.)]), restore(y, tiny, K=20, step=ddim))
+    with pytest.raises(ValueError, match='this step rule has none: use ddpm'): restore(y, tiny, K=20, step=ddim, constraints=[PartialGuide(-y, 9.)])
     assert not torch.equal(restore(y, tiny, K=20, constraints=[PartialGuide(-y, 9.)]), restore(y, tiny, K=20))
+
+def test_further_gradients_are_taken_where_the_last_one_led(tiny):
+    y,x,noise = photos(1),photos(1).flip(-1),iter([torch.full((1,3,16,16), .3), torch.full((1,3,16,16), -.2)])
+    def first(st): seen.append(st); raise StopIteration
+    seen = []
+    with pytest.raises(StopIteration): denoise(tiny, x, [500, 499], [PartialGuide(y, .7, repeats=2)], rng=lambda v: next(noise), callback=first)
+    st, = seen
+    c0,ct,_,_ = tiny.schedule.posterior(500, 499); x0 = tiny(x, 500).x0.clamp(-1, 1); mean = c0*x0+ct*x
+    there = mean - .7*st.var*2*(x0-y) + st.var**.5*.3
+    assert torch.allclose(st.mean, mean - .7*st.var*2*(tiny(there, 500).x0.clamp(-1, 1)-y), atol=1e-5) and st.cost==(2, 0)
+    assert torch.allclose(st.x_next, st.mean - .2*st.var**.5, atol=1e-6)
 
 def test_x0_guide_by_hand():
     st = Step(None, None, 5, 4, None); st.x0 = photos(1).flip(-1); x0,y = st.x0.clone(),photos(1)

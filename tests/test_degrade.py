@@ -2,7 +2,7 @@
 import io, json, math
 import numpy as np, pytest, torch
 from PIL import Image
-from gen2res.degrade import (CLASSIC, ISO, RECIPES, bayer, camera, classic, colour_matrix, degrade, degrade_files, degrade_one, demosaic, draw_camera, draw_classic,
+from gen2res.degrade import (CLASSIC, ISO, RECIPES, Recipe, bayer, camera, classic, colour_matrix, degrade, degrade_files, degrade_one, demosaic, draw_camera, draw_classic,
                              file_seed, from_linear, jpeg, kernel, path, recipe_of, sensor_noise, small, to_linear)
 from gen2res.images import ImageError, astronaut, load_image, save_image, to_array, to_pil
 
@@ -109,3 +109,13 @@ def test_folder(tmp_path):
     with pytest.raises(ImageError, match='manifest.json: exists already'): degrade_files([tmp_path/'in'], 'jpeg', tmp_path/'out')
     (tmp_path/'nothing').mkdir()
     with pytest.raises(ImageError, match='no pictures here'): degrade_files([tmp_path/'nothing'], 'jpeg', tmp_path/'x')
+
+@pytest.mark.parametrize('recipe,line', [
+    (Recipe(lambda g, side: dict(k=torch.ones(1)), lambda x, g, k: x, ()), 'must be plain numbers'),
+    (Recipe(lambda g, side: {}, lambda x, g: x[...,::2,::2], ()), 'must keep the shape')])
+def test_a_recipe_of_ones_own_is_checked(recipe, line, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, 'mine', recipe); save_image(astronaut(32), tmp_path/'in'/'a.png')
+    with pytest.raises(ValueError, match=f"recipe 'mine'.*{line}"): degrade(astronaut(32), 'mine')
+    try: failed = degrade_files([tmp_path/'in'], 'mine', tmp_path/'out', report=lambda *a: None)
+    except ValueError: failed = True
+    assert failed and not list((tmp_path/'out').glob('*.png'))

@@ -196,3 +196,9 @@ def test_explorer_shows_what_is_wrong():
 def test_curtain_needs_no_script(photo):
     html = curtain(photo, photo.flip(-1), 100).data
     assert html.count('<img')==2 and '<script' not in html and 'type="range"' in html
+
+def test_a_sweep_of_tensors_in_any_order():
+    rows = sweep(dict(K=[200, 50, 400]), lambda K: torch.tensor([float(K)]))
+    assert [r['value'] for r in rows]==[200., 50., 400.]
+    [line] = sweep_figure(rows, 'K', ['value']).axes[0].lines
+    assert list(line.get_xdata())==[50, 200, 400]

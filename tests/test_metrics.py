@@ -238,3 +238,14 @@ def test_compare_complains(spoil, line, folders):
 
 def test_compare_needs_a_truth(folders):
     with pytest.raises(MetricError, match='needs the true pictures'): compare({'a': folders/'a'})
+
+@pytest.mark.parametrize('changed,line', [
+    (dict(better='higher'), 'must say up or down.*it says higher'), (dict(kind='triple'), 'it says down and triple'),
+    (dict(make=lambda d: lambda x, y: (x-y).abs().mean()), r'one number a picture, 1 of them, and gave \(\)'), (dict(make=lambda d: lambda x, y: .5), 'and gave float')])
+def test_a_metric_of_ones_own_is_checked(changed, line, monkeypatch):
+    mine = METRICS['gradient']._replace(make=lambda d: lambda x, y: (x-y).abs().mean((1,2,3)))
+    monkeypatch.setitem(METRICS, 'mine', mine._replace(**changed)); metric.cache_clear()
+    with pytest.raises(MetricError, match=line): metric('mine')(x, x)
+    monkeypatch.setitem(METRICS, 'mine', mine); metric.cache_clear()
+    assert metric('mine')(x, x).item()==0
+    metric.cache_clear()

@@ -177,3 +177,47 @@ def test_suggest_K_does_what_it_says():
     assert suggest_K(s, x, torch.stack([x[0], y[1]]), nats=500)==[0, b]
 
 def test_K_of_the_paper(tiny, faces64): assert paper_K(faces64)==equivalent_K(200, 256, 64)
+
+def test_a_step_taken_again_starts_from_where_it_did(tiny):
+    "Noised back up in between: the marginal of the second start is that of the first."
+    class Spy(Constraint):
+        repeats,seen = 2,[]
+        def on_mean(self, st): self.seen.append(st.x)
+    x,spy = photos(1),Spy(); noise = iter([torch.full_like(x, .5), torch.full_like(x, -.3), torch.zeros_like(x), *[torch.zeros_like(x)]*9])
+    after = []
+    denoise(tiny, x, [500, 400], [spy], rng=lambda v: next(noise), callback=lambda st: after.append(st))
+    a = tiny.schedule.a(500)/tiny.schedule.a(400)
+    c0,ct,var,_ = tiny.schedule.posterior(500, 400)
+    once = denoise_to(tiny, x, 500, 400, torch.full_like(x, .5))
+    assert torch.equal(spy.seen[0], x) and torch.allclose(spy.seen[1], a**.5*once - (1-a)**.5*.3, atol=1e-5) and len(spy.seen)==4
+
+def denoise_to(prior, x, t, s, noise):
+    "One step by the loop itself."
+    got = []
+    def stop(st): got.append(st.x_next); raise StopIteration
+    with pytest.raises(StopIteration): denoise(prior, x, [t, s], rng=lambda v: noise, callback=stop)
+    return got[0]
+
+def test_a_rule_may_ask_again(tiny):
+    "What it asks is clamped and counted: Heun's rule."
+    def heun(st):
+        ddim(st)
+        if st.s>=0: st.x0 = (st.x0 + st.ask(st.mean, st.s)[0])/2; ddim(st)
+    cost = []
+    x = denoise(tiny, photos(), tiny.schedule.timesteps(200, 5), step=heun, callback=lambda st: cost.append(st.cost))
+    assert x.isfinite().all() and cost==[(2,0), (4,0), (6,0), (8,0), (9,0)]
+
+def test_no_variance_is_none_however_it_is_written(tiny):
+    def still(st): st.mean,st.var = st.x,0
+    assert torch.equal(denoise(tiny, photos(), [9, 5, 2], step=still, rng=None), photos())
+
+def test_what_cannot_walk_is_one_line(tiny):
+    with pytest.raises(ValueError, match='must be a list'): denoise(tiny, photos(), [9], Constraint())
+    with pytest.raises(ValueError, match="step must be a step rule"): denoise(tiny, photos(), [9], step='ddim')
+
+def test_a_constraint_need_not_call_its_parent(tiny):
+    class Mine(Constraint):
+        def __init__(self): self.calls = 0
+        def on_x0(self, st): self.calls += 1
+    m = Mine(); denoise(tiny, photos(), [9, 5, 2], [m])
+    assert m.calls==3
