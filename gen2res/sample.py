@@ -53,7 +53,7 @@ class Step:
     def predict(self): self.x0,self.eps,self.v = self.ask(self.x)
 
     def up_again(self):
-        "The step's result, noised back up to index t (RePaint: Lugmayr et al. 2022, Eq. 1)."
+        "The step's result, noised back up to index t (RePaint: Lugmayr et al. 2022, Algorithm 1)."
         a = self.schedule.a(self.t)/self.schedule.a(self.s)
         return math.sqrt(a)*self.x_next + math.sqrt(1-a)*self.randn(self.x_next)
 
