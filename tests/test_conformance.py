@@ -114,7 +114,7 @@ def test_steps(key):
     prior = Told(s, ref['eps'], ref['v'], {'fixedlarge':'fixed_large', 'fixedsmall':'fixed_small'}.get(variance, variance))
     before = SimpleNamespace(t=ts[i+1]) if i+1<len(ts) else None
     def at():
-        st = Step(prior, ref['x'], ts[i], ts[i-1] if i else -1, None, before); st.predict(clip)
+        st = Step(prior, ref['x'], ts[i], ts[i-1] if i else -1, None, before, clip); st.predict()
         return st
     def want(what): return ref.get(f'{key}|{what}')
     tol = 1e-4 if name=='cosine' and ts[i]==999 else 2e-5       # abar is 2e-9 there, and x0 is divided by its root
