@@ -589,6 +589,7 @@ DESCRIPTORS = {'ids64': ours, 'hog': hog, 'pixels': pixels}
 def descriptors() -> dict: # name -> f(pictures) -> codes of length 1
     "Those that can run here."
     return DESCRIPTORS | ({} if can_run('deg_dlib') else {'dlib': lambda x: dlib_embedder()(x).float()})
+
 QUERIES = {'classic': ('classic:swinir', {}), 'camera': ('camera:moderate', dict(scale=1.5)), 'motion': ('motion', {}), 'jpeg': ('jpeg', {}), 'small': ('small', dict(pixels=16)),
            'old': ('old', {}), 'scratches': ('scratches', {}), 'lowlight': ('lowlight:mild', {})}
 

@@ -175,8 +175,7 @@ def test_dlib_says_what_it_lacks(name, monkeypatch, hub):
 
 def test_dlib_knows_a_face():
     m,y,moved = metric('deg_dlib'),degrade(x, 'camera:moderate', seeds=0, scale=1.5),x.roll(4, -1)
-    other = metric('deg_dlib')(x.flip(-1).roll(6, -2), x)
-    assert m(x, x).item()<1e-4 < m(y, x).item() < 20 and other > m(x.flip(-1), x)
+    assert m(x, x).item()<1e-4 < m(y, x).item() < 20
     assert 16 < metric('lmd_dlib')(moved, x).item() < 48                               # 32 pixels of 512
 
 def test_niqe_loads(hub):
