@@ -94,15 +94,18 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     K = album_K(prior) if K is None else K; walk = len(prior.schedule.timesteps(K, steps))
     if not walk: return as_saved(y.cpu()).repeat(len(seeds),1,1,1)
     every = guide_every(K, walk) if every is None else every
-    if walk<every and not last: raise ValueError(f'every = {every}: a walk of {walk} steps would never be guided; choose a smaller number, or 0 if that is what you want')
+    if walk<every and not last:
+        raise ValueError(f'every = {every}: a walk of {walk} steps would never be guided; choose a smaller number, or 0 if that is what you want')
     settings = dict(K=K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
-    hashed = settings | {k: v for k,v in kw.items() if k not in ('progress', 'callback')} | dict(step=_name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
+    given = {k: v for k,v in kw.items() if k not in ('progress', 'callback')}
+    hashed = settings | given | dict(step=_name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
     keys = {s: _key(y, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
     foreign = [path(s) for s in seeds if folder and is_foreign(path(s), MARK)]
     if foreign: raise ImageError(f'{foreign[0]}: is there already, and not a picture of an album; choose another folder')
     made = {s: im for s in seeds if folder and (im := _kept(path(s), keys[s])) is not None}
-    for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), [s for s in seeds if s not in made], batch or together(prior, len(seeds))):
+    todo = [s for s in seeds if s not in made]
+    for some,pictures in in_batches(lambda some: _draw(y, prior, some, **settings, **kw), todo, batch or together(prior, len(seeds))):
         for s,im in zip(some, pictures.split(1)):
             made[s] = im
             if folder: save_image(im, path(s), album_record(keys[s]), overwrite=True)
@@ -131,7 +134,8 @@ def in_batches(do, items, batch:int): # do(some) -> their results
         else: items = items[batch:]
 
 # %% ../nbs/08_album.ipynb #756461c8
-Member = namedtuple('Member', 'path image size verdict made how', defaults=(False, 'aligned')) # size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior; how: see face_square
+# size: pixels of the face's square in the file; verdict: '' or why it is left out; made: by a prior; how: see face_square
+Member = namedtuple('Member', 'path image size verdict made how', defaults=(False, 'aligned'))
 SAME = .12 # largest difference of two thumbnails of the same picture (root mean square)
 FEW = 5 # pictures; a rule of thumb
 
@@ -188,7 +192,8 @@ def album_worries(members, side) -> list: # lines of text
     "What is wrong with an album as a whole."
     good,sizes = [m for m in members if not m.verdict],[m.size for m in members if not m.verdict]
     low,faceless = sum(s<side for s in sizes),[m.path.name for m in good if m.how=='centre' or m.how=='square' and m.size>2*side]
-    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; the prior may learn {"it" if len(good)==1 else "them"} by heart. About 20 are good'),
+    worries = [(len(good)<FEW, f'only {len(good)} different picture{"s"*(len(good)!=1)}; '
+                               f'the prior may learn {"it" if len(good)==1 else "them"} by heart. About 20 are good'),
                (faceless, f'no face found in {", ".join(faceless[:3])}{" and others" if len(faceless)>3 else ""}: all of it is learned as if it were one'),
                (low>0, f'{low} of {len(good)} are smaller than {side} pixels and were enlarged: the prior will learn their blur'),
                (max(sizes)>4*min(sizes), f'sizes from {min(sizes)} to {max(sizes)} pixels: the small ones are blurred beside the others')]
@@ -212,4 +217,5 @@ def album_sheet(images, # N x 3 x S x S, or what read_album gave
     "A contact sheet; of a read album also the rejects, with the reason."
     if isinstance(images, torch.Tensor): return grid(images, cols=cols or min(8, len(images)), side=side)
     shown = [m for m in images if m.image is not None]
-    return grid([m.image for m in shown], [f'{m.path.name[:16]}{": " if m.verdict else ""}{m.verdict[:24]}' for m in shown], cols=cols or min(6, len(shown)), side=side)
+    labels = [f'{m.path.name[:16]}{": " if m.verdict else ""}{m.verdict[:24]}' for m in shown]
+    return grid([m.image for m in shown], labels, cols=cols or min(6, len(shown)), side=side)

@@ -29,7 +29,7 @@ from .explore import among, compared, do_jobs, done_jobs, export_sweep, job_name
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
-from .metrics import METRICS, can_run, dlib_embedder, frechet, interval, metric, statistics as set_statistics
+from .metrics import METRICS, at_hand, can_run, dlib_embedder, frechet, interval, metric, statistics as set_statistics
 from .prior import Prior, best_device, load_prior, no_memory, quick_bf16
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
@@ -75,7 +75,9 @@ def bare(prior, x, ts):
     with torch.no_grad():
         for t in ts: prior.model(x, torch.full((len(x),), t, device=x.device))
 
-def loop_overhead(prior, batches=(1, 16), steps:int|None=None, rounds:int|None=None): # steps: None: 10, and on a GPU, which begins by recording, the 50 of a fast walk; rounds: None: 31 of one picture, 9 of several
+def loop_overhead(prior, batches=(1, 16),
+                  steps:int|None=None, # None: 10, and on a GPU, which begins by recording, the 50 of a fast walk
+                  rounds:int|None=None): # None: 31 of one picture, 9 of several
     "Lines of text: time per step of `denoise` over that of the bare network, by batch size and step rule."
     steps = steps or (10 if prior.device.type=='cpu' else 50); ts = prior.schedule.timesteps(prior.schedule.T, steps)
     for b in batches:
@@ -146,8 +148,10 @@ def cost(prior, plan:str='fast', # of PLANS
     pass_ = statistics.median(timed(lambda: bare(prior, y.expand(4, -1, -1, -1), [100])) for _ in range(5))/4
     for stage,used,do in _stages(prior, y, *small):
         with Count(used) as c, peak_memory(prior.device) as peak: seconds = timed(do)
-        yield dict(plan=plan, stage=stage, seconds=round(seconds*times[stage], 2), mb=round(peak()), forwards=round(c.forwards*times[stage]), backwards=round(c.backwards*times[stage]),
-                   equivalents=round(c.equivalents*times[stage]), over_bare=round(seconds/(c.equivalents*pass_), 2), done=round(1/times[stage], 3))
+        yield dict(plan=plan, stage=stage, seconds=round(seconds*times[stage], 2), mb=round(peak()),
+                   forwards=round(c.forwards*times[stage]), backwards=round(c.backwards*times[stage]),
+                   equivalents=round(c.equivalents*times[stage]), over_bare=round(seconds/(c.equivalents*pass_), 2),
+                   done=round(1/times[stage], 3))
 
 def speed(prior, shares=(('paper', .05), ('fast', 1.)), # how much of each plan is really done
           out=None): # STEM of a table and a plot to write
@@ -160,7 +164,8 @@ def speed(prior, shares=(('paper', .05), ('fast', 1.)), # how much of each plan 
 
 def _told(r):
     part = '' if r['done']==1 else f'  ({100*r["done"]:.0f} % done, the rest reckoned)'
-    return f'{r["plan"]:6} {r["stage"]:9} {r["seconds"]:9.1f} s {r["mb"]:6} MB {r["forwards"]:7} forward {r["backwards"]:7} back {r["equivalents"]:7} equivalents {r["over_bare"]:5.2f} x bare{part}'
+    return (f'{r["plan"]:6} {r["stage"]:9} {r["seconds"]:9.1f} s {r["mb"]:6} MB {r["forwards"]:7} forward {r["backwards"]:7} back '
+            f'{r["equivalents"]:7} equivalents {r["over_bare"]:5.2f} x bare{part}')
 
 def _ratios(rows, slow, fast):
     total = lambda plan, k: sum(r[k] for r in among(rows, plan=plan))
@@ -304,7 +309,8 @@ def memory(prior, batch:int=4):
     own = sum(p.numel()*p.element_size() for p in prior.model.parameters())/1e6
     for amp,lora,(n,twice) in product({False, quick_bf16(prior.device)}, (None, 4), ((batch, False), (batch, True), (1, False))):
         used,seconds = _needed(prior, amp, lora, n, twice)
-        yield f'{"bf16" if amp else "float32":7}  {"adapters" if lora else "all weights":11}  batch {n}  activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s'
+        yield (f'{"bf16" if amp else "float32":7}  {"adapters" if lora else "all weights":11}  batch {n}  '
+               f'activations {"computed twice" if twice else "kept":14} {own+used:8.0f} MB {seconds:8.1f} s')
 
 def _needed(prior, amp, lora, n, twice) -> tuple: # (MB, seconds)
     "Of an iteration when all is there: the optimizer's state after the first, a GPU's recording after some."
@@ -372,7 +378,8 @@ class Bench:
         "What these jobs score: as noted, else measured on what they make."
         jobs,noted = list(jobs),self.ledger.read()
         todo = self.unscored(jobs, names, noted)
-        for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else (): noted[job_name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
+        for j,p in done_jobs(todo, self.do, self.work, self.progress, self.engine) if todo else ():
+            noted[job_name(j)] = self.ledger.add(j, self.score(j, read_job(p), names))
         return [noted[job_name(j)] for j in jobs]
 
     def do(self, **job) -> dict: # of pictures in [-1, 1]
@@ -387,8 +394,10 @@ class Dask:
     "An engine: the workers of a dask scheduler that is there already."
     def __init__(self, scheduler:str, # tcp://host:8786, or tls://host:8786
                  ca=None, cert=None, key=None): # TLS: files of the authority, and of our certificate
-        if not re.fullmatch(r'(tcp|tls)://[^/\s]+:\d+', scheduler): raise ValueError(f'{scheduler}: not the address of a scheduler; it looks like tcp://host:8786')
-        if scheduler.startswith('tls') and not (ca and cert and key): raise ValueError(f'{scheduler}: needs the files of authority, certificate and key (--tls-ca, --tls-cert, --tls-key)')
+        if not re.fullmatch(r'(tcp|tls)://[^/\s]+:\d+', scheduler):
+            raise ValueError(f'{scheduler}: not the address of a scheduler; it looks like tcp://host:8786')
+        if scheduler.startswith('tls') and not (ca and cert and key):
+            raise ValueError(f'{scheduler}: needs the files of authority, certificate and key (--tls-ca, --tls-cert, --tls-key)')
         self.scheduler,self.tls = scheduler,dict(tls_ca_file=ca, tls_client_cert=cert, tls_client_key=key)
 
     def __call__(self, do, jobs):
@@ -401,7 +410,8 @@ class Dask:
             futures = {client.submit(_call, there, job, pure=False, retries=2): job for job in jobs}
             for f in as_completed(list(futures), loop=client.loop):
                 try: yield futures.pop(f),f.result()
-                except KilledWorker as e: raise RuntimeError(f'{self.scheduler}: every worker that took one of the jobs died (memory?); see its log. What was done is kept') from e
+                except KilledWorker as e:
+                    raise RuntimeError(f'{self.scheduler}: every worker that took one of the jobs died (memory?); see its log. What was done is kept') from e
 
 def _call(do, job): return do(job)
 
@@ -434,7 +444,8 @@ def source(data, split:str, side:int) -> Path: # split: val, train, albums, cats
     raise ImageError(f'{data}: neither {stem}_{side}.npz nor a folder {split} of pictures')
 
 def portraits(data, split:str, side:int) -> dict:
-    "Pictures, N x 3 x side x side in [-1, 1], their `subject` and `video`. In a folder PERSON/OCCASION/FILE these are folders; a file on its own is a person, or an occasion."
+    """Pictures, N x 3 x side x side in [-1, 1], their `subject` and `video`.
+    In a folder PERSON/OCCASION/FILE these are folders; a file on its own is a person, or an occasion."""
     p = source(data, split, side)
     if p.suffix!='.npz': return _in_folders(p, side)
     a = load_faces(data, p.name)
@@ -444,7 +455,9 @@ def _in_folders(folder, side):
     files = list_images([folder, *sorted(d for d in folder.rglob('*') if d.is_dir())])
     if not files: raise ImageError(f'{folder}: no pictures here')
     parts = [p.relative_to(folder).with_suffix('').parts for p in files]
-    return dict(images=torch.cat([square(load_image(p), side) for p in files]), subject=np.array([p[0] for p in parts]), video=np.array([p[min(1, len(p)-1)] for p in parts]))
+    return dict(images=torch.cat([square(load_image(p), side) for p in files]),
+                subject=np.array([p[0] for p in parts]),
+                video=np.array([p[min(1, len(p)-1)] for p in parts]))
 
 @lru_cache
 def data_hash(data, names:tuple) -> str: # files and folders of the data folder
@@ -476,19 +489,21 @@ def _ladder(m, worse, truth) -> tuple: # -> values and their intervals (3 x stre
 def metric_order(data, names=None, n=None): # names: None is all that can run here; n: only the first n pictures
     "Rows of metrics.csv, as they are measured: each metric against each damage's strength."
     truth = load_faces(data, 'faces_val_64.npz')['images'][:n]
-    ms = [metric(k) for k in names or [k for k in METRICS if not can_run(k) and k!='ms_ssim']] # ms_ssim needs 161 pixels
+    ms = [metric(k) for k in names or [k for k in at_hand(*METRICS) if k!='ms_ssim']] # ms_ssim needs 161 pixels
     for damage,ladder in LADDERS.items():
         worse = [degrade(truth, recipe, seeds=0, **fixed) for recipe,fixed in ladder]
         for m in ms:
             values,rho = _ladder(m, worse, truth)
             for i,(v,low,high) in enumerate(values.T):
-                yield dict(metric=m.name, damage=damage, strength=i+1, value=f'{v:.5g}', low=f'{low:.5g}', high=f'{high:.5g}', rho=f'{rho[0]:.2f}', rho_low=f'{rho[1]:.2f}', rho_high=f'{rho[2]:.2f}', n=len(truth))
+                yield dict(metric=m.name, damage=damage, strength=i+1,
+                           value=f'{v:.5g}', low=f'{low:.5g}', high=f'{high:.5g}',
+                           rho=f'{rho[0]:.2f}', rho_low=f'{rho[1]:.2f}', rho_high=f'{rho[2]:.2f}', n=len(truth))
 
 def metric_times(names=None, n:int=100, side:int=64):
     "Lines of text: seconds per 100 pictures, of every metric that can run here."
     x = torch.rand(n, 3, side, side)*2-1; y = (x+.1*torch.randn_like(x)).clamp(-1, 1)
-    for name in names or METRICS:
-        if can_run(name) or name=='ms_ssim': continue
+    for name in at_hand(*names or METRICS):
+        if name=='ms_ssim': continue
         m = metric(name); run = lambda: m.dataset(x, y) if m.kind=='set' else m(x, y) if m.kind=='pair' else m(x)
         run(); yield f'{name:9} {100/n*timed(run):8.3f} s per 100 pictures of {side} pixels'
 
@@ -502,7 +517,8 @@ def eye_test(data, turn=45.):
             seen = w if step is None else degrade(w, step[0], seeds=0, **step[1])
             with torch.no_grad(): e = eye_error(find_eyes(seen, load_aligner())[0], true).numpy()
             low,high = interval(e)
-            yield dict(damage=damage, strength=i+(step is not None), mean=f'{e.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', median=f'{np.median(e):.4f}', n=len(e))
+            yield dict(damage=damage, strength=i+(step is not None),
+                       mean=f'{e.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', median=f'{np.median(e):.4f}', n=len(e))
 
 COUNTED = Path('data/results/faces_counted.csv') # set, file, middle and side of each true face, in pixels
 
@@ -537,7 +553,9 @@ def face_count(data, counted=COUNTED):
             hits,false = np.sum([_hits(find(p), true) for p,true in photos], 0)
             yield dict(set=name, detector=how, photos=len(photos), faces=sum(len(t) for _,t in photos), found=hits, false=false)
 
-DULL = {'none': (), 'small, 48 pixels a face': ('small', dict(pixels=48)), 'small, 24': ('small', dict(pixels=24)), 'motion': ('motion', dict(length=.05)), 'jpeg': ('jpeg', dict(q=20))}
+DULL = {'none': (),
+        'small, 48 pixels a face': ('small', dict(pixels=48)), 'small, 24': ('small', dict(pixels=24)),
+        'motion': ('motion', dict(length=.05)), 'jpeg': ('jpeg', dict(q=20))}
 
 def _fine(image, face, cycles, side=256):
     "Spread of what is finer than so many cycles a face."
@@ -590,7 +608,8 @@ def descriptors() -> dict: # name -> f(pictures) -> codes of length 1
     "Those that can run here."
     return DESCRIPTORS | ({} if can_run('deg_dlib') else {'dlib': lambda x: dlib_embedder()(x).float()})
 
-QUERIES = {'classic': ('classic:swinir', {}), 'camera': ('camera:moderate', dict(scale=1.5)), 'motion': ('motion', {}), 'jpeg': ('jpeg', {}), 'small': ('small', dict(pixels=16)),
+QUERIES = {'classic': ('classic:swinir', {}), 'camera': ('camera:moderate', dict(scale=1.5)), 'motion': ('motion', {}),
+           'jpeg': ('jpeg', {}), 'small': ('small', dict(pixels=16)),
            'old': ('old', {}), 'scratches': ('scratches', {}), 'lowlight': ('lowlight:mild', {})}
 
 def _interval_of_people(S, who, video, resamples=100):
@@ -615,9 +634,10 @@ def _across_videos(albums, query, resamples):
     who,video = _integers(albums['subject']),_integers(albums['video'])
     x = resize(albums['images'], 64); recipe,fixed = QUERIES.get(query, ('', {}))
     damaged = degrade(x, recipe, seeds=0, **fixed) if query else x
+    test = f'other video, {query}' if query else 'other video'
     for name,f in descriptors().items():
         S = f(damaged)@f(x).T
-        yield _identity_row(name, f'other video, {query}' if query else 'other video', S, cross_video(S, who, video), len(x), _interval_of_people(S, who, video, resamples))
+        yield _identity_row(name, test, S, cross_video(S, who, video), len(x), _interval_of_people(S, who, video, resamples))
 
 def _damaged_copies(val, query):
     "Rows of one test: whose damaged photo is this, among the clean ones?"
@@ -644,5 +664,7 @@ def stranger_test(data, side:int=64):
         low,high = interval(v)
         yield dict(whose=whose, named=f'{v.mean():.4f}', low=f'{low:.4f}', high=f'{high:.4f}', albums=len(v), pictures=sum(map(len, albums)))
 
-BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'whole': whole, 'targets': targets, 'memory': memory, 'times': lambda prior: metric_times()} # lines of text, about this machine
-MEASURES = {'metrics': metric_order, 'identity': identity_test, 'strangers': stranger_test, 'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides} # rows of a table, about a data folder
+BENCHES = {'loop': loop_overhead, 'speed': speed, 'plans': plans, 'whole': whole, 'targets': targets, # lines of text, about this machine
+           'memory': memory, 'times': lambda prior: metric_times()}
+MEASURES = {'metrics': metric_order, 'identity': identity_test, 'strangers': stranger_test, # rows of a table, about a data folder
+            'eyes': eye_test, 'faces': face_count, 'sharp': sharpness_kept, 'sides': sides}

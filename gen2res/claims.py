@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', 'MADE', 'OWN', 'STRANGER', 'EVERYS', 'SCALES',
-           'OWN_KS', 'SIZES', 'CROWDS', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS', 'RULES',
-           'WALKS', 'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'crowd', 'walks', 'portrait_job',
+           'OWN_KS', 'JUDGES', 'SIZES', 'CROWDS', 'REAL_SCORES', 'CAT_TRAINING', 'CAT_SCORES', 'UNTUNED', 'SETTINGS',
+           'RULES', 'WALKS', 'CLAIMS', 'damaged', 'portrait', 'person', 'best_known', 'crowd', 'walks', 'portrait_job',
            'person_job', 'album_job', 'tuned_album_job', 'shown_job', 'kept', 'Claims', 'made_job', 'own_draws',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_crowd', 'claim_damages',
@@ -21,6 +21,7 @@ from .bench import Bench, data_hash, portraits, source
 from .explore import SCORES, compared, detail, scores
 from .degrade import degrade
 from .images import resize
+from .metrics import at_hand
 from .restore import At, Restorer, restore
 from .sample import ddim, ddpm, dpmpp
 from .tune import PRESETS, tune
@@ -89,7 +90,12 @@ def portrait_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0, 1), steps=
     y,truth = portrait(b.data, who, damage, b.prior.side)
     return dict(y=y, truth=truth, x=_kept(b, lambda r: walks(r, y, Ks, seeds, steps, RULES[rule]), recipe, seed=who, **kw))
 
-def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50, size=None, of=None, strangers=0, draw=0, **kw): # size: pictures of the album; of: whose album, if not the person's own; strangers: as many pictures of a crowd in its place; draw: of the album that is made, and of the tuning
+def person_job(b, who, damage, recipe='plain', Ks=(200,), seeds=(0,), steps=50,
+               size=None, # pictures of the album
+               of=None, # whose album, if not the person's own
+               strangers=0, # as many pictures of a crowd in its place
+               draw=0, # of the album that is made, and of the tuning
+               **kw):
     y,truth,album = person(b.data, who, damage, b.prior.side, of=of)
     some = crowd(b.data, strangers, draw, b.prior.side) if strangers else _spread(album, size or len(album))
     x = _kept(b, lambda r: walks(r, y, Ks, seeds, steps), recipe, album=some if recipe=='personal' else None, seed=who+1000*draw, **kw)
@@ -102,7 +108,8 @@ def album_job(b, who, damage, n=4, **kw): # kw: of generative_album
 def tuned_album_job(b, who, damage, drawn=4, steps=None, **kw): # kw: of Restorer
     "What a prior that has learned an album draws, from the same noise and unguided."
     y,truth = portrait(b.data, who, damage, b.prior.side)
-    return dict(y=y, truth=truth, x=_kept(b, lambda r: generative_album(y, r.prior_for(y), drawn, every=0, steps=steps, seeds=1000*who), 'generative', seed=who, **kw))
+    drawing = lambda r: generative_album(y, r.prior_for(y), drawn, every=0, steps=steps, seeds=1000*who)
+    return dict(y=y, truth=truth, x=_kept(b, drawing, 'generative', seed=who, **kw))
 
 def shown_job(b, who, damage, of=None):
     "The album's own pictures, as they are."
@@ -197,9 +204,10 @@ def _albums(b, made, base, people, damages, names=('to_photo', *SCORES), **kw): 
 
 # %% ../nbs/20_claims.ipynb #13347837
 def claim_detail(b, people=range(8), damages=('camera',), n=4):
-    "Rows: where detail is lost between a prior and one that has learned an album: pictures of the prior, guided, guided as often but early, and of the tuned prior."
+    """Rows: where detail is lost between a prior and one that has learned an album:
+    pictures of the prior, guided, guided as often but early, and of the tuned prior."""
     steps,every = ALBUM['album_steps'],ALBUM['every']
-    early = b.prior.schedule.T-album_K(b.prior)*(every-1)//every                    # as many steps as are guided otherwise, all of them at the start of the walk
+    early = b.prior.schedule.T-album_K(b.prior)*(every-1)//every    # as many steps as are guided otherwise, all of them at the start of the walk
     guided = {'unguided': dict(every=0), 'guided': dict(every=every), 'guided early': dict(every=0, last=early)}
     made = {m: dict(n=n, **g) for m,g in guided.items()} | {'tuned': dict(kind='tuned album', drawn=n, tuning=TUNING, **ALBUM)}
     yield from _albums(b, made, 'guided', people, damages, ('softer', *SCORES), steps=steps)
@@ -216,7 +224,8 @@ SCALES = .3,.6,1.,2.,4.
 def claim_scale(b, people=range(8), damages=('camera','small'), n=2, **kw): # kw: of generative_album
     "Rows: the same against how hard they are pushed, on every 20th step: how the scale of a prior is chosen."
     own = guide_scale(b.prior)
-    yield from _albums(b, {str(s): {} if s==own else dict(scale=s) for s in (*SCALES, *({own}-{*SCALES}))}, str(own), people, damages, n=n, every=ALBUM_EVERY, **kw)
+    pushed = {str(s): {} if s==own else dict(scale=s) for s in (*SCALES, *({own}-{*SCALES}))}
+    yield from _albums(b, pushed, str(own), people, damages, n=n, every=ALBUM_EVERY, **kw)
 
 # %% ../nbs/20_claims.ipynb #5914d9d9
 OWN_KS = 100,200,400
@@ -225,9 +234,12 @@ def identity_jobs(who, damage, Ks, draw=0) -> dict: # by method
     jobs = person_jobs(who, damage, Ks, draw=draw)
     return jobs | {MADE: made_job(jobs[FREE]), STRANGER: jobs[OWN] | dict(of=who^1)}
 
+JUDGES = 'deg_dlib','lpips' # that had no part in anything here
+
 def claim_identity(b, people=range(20), damage='camera'):
     "Rows: free, generative, personal, and tuned on the album of the neighbour; the last three compared with each other, too."
-    yield from _measured(b, [identity_jobs(w, damage, OWN_KS, *own_draws(w)) for w in people], OWN_KS, FREE, MADE, STRANGER)
+    jobs = [identity_jobs(w, damage, OWN_KS, *own_draws(w)) for w in people]
+    yield from _measured(b, jobs, OWN_KS, FREE, MADE, STRANGER, names=(*SCORES, *at_hand(*JUDGES)))
 
 def claim_albums(b, people=range(20), damage='camera'):
     "Rows: how near are the pictures of an album to the truth, one's own and the neighbour's?"
@@ -294,7 +306,8 @@ def claim_cats(b, damages=('camera','small'), n=100, steps=50, training=None):
     "Rows: cats restored by a prior of faces and by one of cats."
     for d in damages:
         job = dict(kind='cats', damage=d, n=n, Ks=list(OWN_KS), steps=steps, cats_hash=data_hash(b.data, (source(b.data, 'cats', b.prior.side).name,)))
-        [r] = b.results([{'of faces': job | dict(which='faces'), 'of cats': job | dict(which='cats', training=training or CAT_TRAINING)}], 'of faces', CAT_SCORES)
+        trained = {'of faces': dict(which='faces'), 'of cats': dict(which='cats', training=training or CAT_TRAINING)}
+        [r] = b.results([{m: job | t for m,t in trained.items()}], 'of faces', CAT_SCORES)
         each = [{m: v[i:i+1] for m,v in r.items()} for i in range(len(r['of faces']))]  # here the unit is the picture
         for k,K in enumerate(OWN_KS): yield from compared(_at(each, k), 'of faces', CAT_SCORES, damage=d, K=K)
 
@@ -341,15 +354,24 @@ def claim_preset(b, people=range(12, 16)):
 def claim_preset_own(b, people=range(3), damage='camera'):
     "Rows: the person's own album, tuned as in Table S1, as on this page, and longer."
     plans = {'paper': PRESETS['personal'] | dict(amp=True)} | {f'{OWN}, {n} times as long': TUNING | dict(iters=n*TUNING['iters']) for n in (2, 4)}
-    yield from _measured(b, [j | {m: j[OWN] | dict(tuning=t) for m,t in plans.items()} for j in (person_jobs(w, damage, OWN_KS) for w in people)], OWN_KS, 'paper')
+    jobs = (person_jobs(w, damage, OWN_KS) for w in people)
+    yield from _measured(b, [j | {m: j[OWN] | dict(tuning=t) for m,t in plans.items()} for j in jobs], OWN_KS, 'paper')
 
 def plans(above:int, below:int) -> dict: # noise indices: where the part of the tuned prior begins, if it is one of two; where a restoration starts at most
     "Cheaper ways to make an album and to learn it; the first is this page's."
     few = lambda **tuning: made_job({}, dict(n=8), **tuning)
     short = lambda n=8, iters=60, **tuning: made_job({}, dict(n=n, album_steps=43, every=2), iters=iters, lr=2.5e-4, below=below, **tuning)
-    return {'fast': made_job({}), 'below': made_job({}, iters=60, lr=2.5e-4, below=below), '8': few(iters=100, lr=2.5e-4), '8, below': few(iters=60, lr=2.5e-4, below=below),
-            '8, below, slower': few(iters=60, below=below), '8, below, fewer': few(iters=30, lr=2.5e-4, below=below), '8, below, short': short(), '8, between, short': short(above=above),
-            '8, between, short, fewer': short(iters=40, above=above), '4, between, short': short(4, above=above), '4, between, short, fewer': short(4, 40, above=above)}
+    return {'fast':                     made_job({}),
+            'below':                    made_job({}, iters=60, lr=2.5e-4, below=below),
+            '8':                        few(iters=100, lr=2.5e-4),
+            '8, below':                 few(iters=60, lr=2.5e-4, below=below),
+            '8, below, slower':         few(iters=60, below=below),
+            '8, below, fewer':          few(iters=30, lr=2.5e-4, below=below),
+            '8, below, short':          short(),
+            '8, between, short':        short(above=above),
+            '8, between, short, fewer': short(iters=40, above=above),
+            '4, between, short':        short(4, above=above),
+            '4, between, short, fewer': short(4, 40, above=above)}
 
 def plan_passes(p, steps:int=50) -> int:
     n,walk,t = p.get('n', 16),p['album_steps'],p['tuning']
@@ -368,7 +390,9 @@ def claim_plans(b, people=range(40, 48), bases=('fast', '8, between, short')):
 
 def claim_softness(b, people=range(40, 46)):
     "Rows: one thing at a time that may make a constrained restoration soft."
-    one = {'half the push': made_job({}, dict(scale=guide_scale(b.prior)/2)), 'an album from K = 300': made_job({}, dict(album_K=At(256, b.prior).t(300))), 'a third of the rate': made_job({}, lr=TUNING['lr']/3)}
+    one = {'half the push': made_job({}, dict(scale=guide_scale(b.prior)/2)),
+           'an album from K = 300': made_job({}, dict(album_K=At(256, b.prior).t(300))),
+           'a third of the rate': made_job({}, lr=TUNING['lr']/3)}
     yield from _planned(b, {'as here': made_job({})} | one, people, 'as here')
 
 def claim_fast_own(b, people=range(20), damage='camera', chosen='8, below'):
@@ -382,7 +406,9 @@ def claim_adapter(b, people=range(12), damage='camera'):
     jobs,thin = [person_jobs(w, damage, OWN_KS, (None,), *own_draws(w)) for w in people],TUNING | dict(lora=4, lr=1e-3)
     yield from _measured(b, [j | {f'{OWN}, adapter': j[OWN] | dict(tuning=thin)} for j in jobs], OWN_KS, FREE, OWN)
 
-def claim_fast(b, people=range(48, 53), chosen=('fast', '8, below', '8, below, short', '8, between, short', '8, between, short, fewer', '4, between, short', '4, between, short, fewer')):
+def claim_fast(b, people=range(48, 53),
+               chosen=('fast', '8, below', '8, below, short', '8, between, short', '8, between, short, fewer',
+                       '4, between, short', '4, between, short, fewer')):
     "Rows: some of these beside the whole of the paper's plan, every step of it; other people."
     ours = our_plans(b)
     yield from _planned(b, dict(paper=dict(recipe='generative', tuning='generative', steps=1000)) | {m: ours[m] for m in chosen}, people, 'paper')
@@ -400,4 +426,8 @@ def claim_walks(b, people=range(12), damages=('camera','small')):
     for d in damages: yield from _measured(b, [walk_jobs(w, d, OWN_KS) for w in people], OWN_KS, 'ddpm 50', damage=d)
 
 # %% ../nbs/20_claims.ipynb #42bed19a
-CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale, 'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'crowd': claim_crowd, 'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds, 'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans, 'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}
+CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'scale': claim_scale,
+          'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'crowd': claim_crowd,
+          'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds,
+          'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans,
+          'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}

@@ -46,7 +46,8 @@ def _prior(name, device, bf16=False):
 PriorOption = Annotated[str, typer.Option('--prior', '-p', help='Name (see `gen2res info`), file, folder or hub id of the diffusion prior.')]
 DeviceOption = Annotated[Optional[str], typer.Option('--device', help='cpu, cuda, cuda:1, mps; the best there is by default.')]
 FidelityOption = Annotated[Optional[float], typer.Option(min=0, max=1, help="CodeFormer's w: higher is nearer to the photo. Default 0.5.")]
-Bf16Option = Annotated[bool, typer.Option('--bf16', help='Compute in bfloat16: faster, and slightly different results. Processors that would only emulate it go on in full precision.')]
+Bf16Option = Annotated[bool, typer.Option('--bf16', help='Compute in bfloat16: faster, and slightly different results. '
+                                                         'Processors that would only emulate it go on in full precision.')]
 ForceOption = Annotated[bool, typer.Option('--force', '-f', help='Replace existing results.')]
 
 def _say(*lines, sep='\n'):
@@ -69,9 +70,11 @@ def _restorer(p, recipe, generative, album, person, **kw):
     closed = recipe=='closed-form'
     if closed and album is None: raise ValueError('--recipe closed-form needs --album DIR')
     if recipe in TUNED: raise ValueError(f'--recipe {recipe}: say {"--generative N" if recipe=="generative" else "--album DIR"} instead')
-    asked = {'--generative': generative, '--album': album, '--person': person, f'--recipe {recipe}': recipe if recipe not in (None, 'plain', 'closed-form') else None}
+    asked = {'--generative': generative, '--album': album, '--person': person,
+             f'--recipe {recipe}': recipe if recipe not in (None, 'plain', 'closed-form') else None}
     if len(two := [o for o,v in asked.items() if v is not None])>1: raise ValueError(f'{two[0]} and {two[1]} exclude each other')
-    if person is not None and person.is_dir() and not (person/'config.json').exists(): raise ValueError(f'{person}: is a folder of something else than a prior; for photos of the person use --album')
+    if person is not None and person.is_dir() and not (person/'config.json').exists():
+        raise ValueError(f'{person}: is a folder of something else than a prior; for photos of the person use --album')
     if generative is not None: recipe,kw['n'] = 'generative',generative
     if album is not None: recipe,kw['album'] = recipe if closed else 'personal',_warned(personal_album, album, p.side, kw['progress'])
     if person:
@@ -104,19 +107,33 @@ def _box(text):
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
-            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, converted to the prior's side (52 at 64 px, where from 150 on most is invented). `gen2res explore` shows them all.")]=None,
-            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. A number, or numbers for each section of the walk, e.g. 5,10,15: the lowest noise first.')]=None,
-            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures from each photo first (the paper: 16; 8 are as good), and tune the prior on it: more faithful, minutes a photo.', metavar='N')]=None,
+            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, "
+                                                                       "converted to the prior's side (52 at 64 px, where from 150 on most is invented). "
+                                                                       "`gen2res explore` shows them all.")]=None,
+            steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. '
+                                                              'A number, or numbers for each section of the walk, e.g. 5,10,15: the lowest noise first.')]=None,
+            generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures from each photo first (the paper: 16; 8 are as good), '
+                                                                          'and tune the prior on it: more faithful, minutes a photo.',
+                                                              metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
-            restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
-            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. Default: what its card says, else 512.')]=None,
+            restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, '
+                                                                 'a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
+            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. '
+                                                                     'Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
-            recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. With --album also closed-form, which tunes nothing.')]=None,
-            tuning: Annotated[Optional[str], typer.Option(help='fast (the default with --generative; it learns the noise of K up to 400 at 256 px, above that it is all-levels), all-levels (the default with --album), or the paper\'s generative or personal, which are long.')]=None,
-            face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), or centre: its middle. Default: all; with --album or --person the largest.')]=None,
+            recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: '
+                                                               'difface, ilvr, dda, pgdiff, diffbir, dr2, pseudo. '
+                                                               'With --album also closed-form, which tunes nothing.')]=None,
+            tuning: Annotated[Optional[str], typer.Option(help='fast (the default with --generative; '
+                                                               'it learns the noise of K up to 400 at 256 px, above that it is all-levels), '
+                                                               'all-levels (the default with --album), '
+                                                               'or the paper\'s generative or personal, which are long.')]=None,
+            face: Annotated[Optional[str], typer.Option(help='Which faces of a whole photo: all, largest, numbers like 0,2 (see `gen2res faces`), '
+                                                             'or centre: its middle. Default: all; with --album or --person the largest.')]=None,
             box: Annotated[Optional[str], typer.Option(help='x,y,w,h in pixels, around a head that was not found.')]=None,
-            square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: for experiments with aligned faces.")]=False,
+            square: Annotated[bool, typer.Option('--square', help="Only the best face, as a square at the prior's side: "
+                                                                  "for experiments with aligned faces.")]=False,
             detector: Annotated[str, typer.Option(help='cascade, which is always there, or yunet (OpenCV and its weights).')]='cascade',
             samples: Annotated[int, typer.Option(min=1, help='Several answers, the most faithful of them kept; the sheet shows all, and where they differ.')]=1,
             seed: Annotated[int, typer.Option(min=0, max=2**63-1, help='The same seed gives the same picture.')]=0,
@@ -138,13 +155,19 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if tuning and (generative is None and album is None or recipe=='closed-form'): stop('--tuning is for --generative and --album, where something is tuned')
     if not restorer and (fidelity is not None or side is not None): stop('--fidelity and --side are for --restorer')
     if restorer and bf16: stop('--bf16 is for the prior, and --restorer uses none')
-    if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1: stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
+    if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1:
+        stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     p = None if restorer else _prior(prior, device, bf16)
     with one_line():
-        r = _one_pass(restorer, side, fidelity, device) if restorer else _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning, progress=progress, seed=seed % 2**31, folder=unfinished))
-        failed = restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw))
+        r = (_one_pass(restorer, side, fidelity, device) if restorer else
+             _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning,
+                             progress=progress, seed=seed % 2**31, folder=unfinished)))
+        failed = (restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else
+                  _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw)))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
-    if unfinished.exists(): typer.echo(f'note: {unfinished} holds albums of faces from other calls, not finished; remove it if you will not go on with them', err=True)
+    if unfinished.exists():
+        typer.echo(f'note: {unfinished} holds albums of faces from other calls, not finished; '
+                   'remove it if you will not go on with them', err=True)
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #fa1dc7ee
@@ -180,14 +203,25 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
 # %% ../nbs/18_cli.ipynb #5b5e6873
 def _status(name):
     from gen2res.prior import PRIORS, shipped, where_is
-    return 'shipped' if shipped(name) else 'cached' if where_is(name) else 'can be fetched' if PRIORS[name].url else 'not here' if PRIORS[name].family=='own' else 'by hand'
+    if shipped(name): return 'shipped'
+    if where_is(name): return 'cached'
+    if PRIORS[name].url: return 'can be fetched'
+    return 'not here' if PRIORS[name].family=='own' else 'by hand'
+
+def _place(name):
+    "Where a prior is, or would be."
+    from gen2res.prior import PRIORS, cache_path, where_is
+    e = PRIORS[name]
+    if where_is(name): return f'at {where_is(name)}'
+    return 'in data/ of a checkout' if e.family=='own' else f'goes to {cache_path(name)}, from {e.url or e.page}'
 
 def _info_metrics():
     "The metrics, and what each still lacks."
     from gen2res.metrics import METRICS, can_run
     for name,e in METRICS.items():
         lack = can_run(name)
-        typer.echo(f'{name:9} {e.better:4} is better  {"lacks something" if lack else "ready":15}  {e.source}; {e.licence}' + (f'\n{"":9} {lack}' if lack else ''))
+        typer.echo(f'{name:9} {e.better:4} is better  {"lacks something" if lack else "ready":15}  {e.source}; {e.licence}' +
+                   (f'\n{"":9} {lack}' if lack else ''))
 
 @app.command()
 def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metrics instead: which can run here, and what the others lack.')]=False):
@@ -197,12 +231,12 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
     """
     if metrics: return _info_metrics()
     import torch
-    from gen2res.prior import PRIORS, best_device, cache_path, where_is
+    from gen2res.prior import PRIORS, best_device, where_is
     typer.echo(f'gen2res {gen2res.__version__}, torch {torch.__version__}, device {best_device()}\n')
     for name,e in PRIORS.items():
         size = f'{e.size_mb} MB' if e.size_mb else f"{sum(f.stat().st_size for f in where_is(name).iterdir())/1e6:.0f} MB" if where_is(name) else '?'
         typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.family:12} {e.licence}')
-        typer.echo(f'{"":24} ' + (f'at {where_is(name)}' if where_is(name) else f'goes to {cache_path(name)}, from {e.url or e.page}' if e.family!='own' else 'in data/ of a checkout'))
+        typer.echo(f'{"":24} {_place(name)}')
 
 # %% ../nbs/18_cli.ipynb #b6cf9775
 @app.command()
@@ -217,7 +251,8 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           min_snr: Annotated[Optional[float], typer.Option(help='Cap the weight of low-noise levels (min-SNR gamma).')]=20.,
           boost: Annotated[float, typer.Option(help='Raise the weight of high-noise levels by SNR to minus this power.')]=.5,
           width: Annotated[int, typer.Option(help='Channels of the finest level: more learn more and cost more.')]=64,
-          start: Annotated[Optional[str], typer.Option(help='Begin with the weights of this prior, as far as they fit, e.g. faces64 for faces of another side.')]=None,
+          start: Annotated[Optional[str], typer.Option(help='Begin with the weights of this prior, as far as they fit, '
+                                                            'e.g. faces64 for faces of another side.')]=None,
           sample_every: Annotated[int, typer.Option(help='Write a sheet of samples every so many iterations; 0: never.')]=1000,
           seed: Annotated[int, typer.Option(min=0, help='Of the run.')]=0,
           fp32: Annotated[bool, typer.Option('--fp32', help='Full precision, also where bf16 is quick.')]=False,
@@ -281,9 +316,11 @@ def _numbers(pairs):
 @app.command()
 def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results and their manifest.')]=Path('degraded'),
-            recipe: Annotated[str, typer.Option('--recipe', '-r', help='classic[:swinir|codeformer], camera[:mild|moderate|severe], motion[:random|straight], jpeg[:QUALITY], scratches, old, lowlight, small[:PIXELS].')]='classic:swinir',
+            recipe: Annotated[str, typer.Option('--recipe', '-r', help='classic[:swinir|codeformer], camera[:mild|moderate|severe], motion[:random|straight], '
+                                                                       'jpeg[:QUALITY], scratches, old, lowlight, small[:PIXELS].')]='classic:swinir',
             scale: Annotated[Optional[float], typer.Option(help='Shrink factor of the camera recipe.')]=None,
-            set_: Annotated[Optional[List[str]], typer.Option('--set', help='Fix one of the numbers that are otherwise drawn, e.g. --set iso=800; the manifest shows their names. Repeatable.')]=None,
+            set_: Annotated[Optional[List[str]], typer.Option('--set', help='Fix one of the numbers that are otherwise drawn, e.g. --set iso=800; '
+                                                                            'the manifest shows their names. Repeatable.')]=None,
             seed: Annotated[int, typer.Option(min=0, help='The same seed damages the same file in the same way.')]=0,
             force: ForceOption=False):
     """Damage good photos on purpose, to measure with.
@@ -312,18 +349,22 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     from gen2res.images import each_file, load_photo, save_image
     def one(path):
         photo = load_photo(path); found = find_faces(photo, detector=detector)
-        _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for i,f in enumerate(found)))
+        where = [f'{middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for f in found]
+        _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {w}' for i,w in enumerate(where)))
         if out: _say(save_image(marked(photo, found), out/f'{path.stem}_faces.png', overwrite=force))
     with one_line(): failed = each_file(photos, one, sys.stderr.isatty(), _say)
     if failed: raise typer.Exit(2)
 
 @app.command()
 def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
-          out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; what is there already is not made again, pictures made with other settings are replaced.')]=Path('albums'),
+          out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; '
+                                                                'what is there already is not made again, '
+                                                                'pictures made with other settings are replaced.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,
-          scale: Annotated[Optional[float], typer.Option(min=0, help='Strength of the guidance; by default chosen for 64 px, else that of the published code.')]=None,
+          scale: Annotated[Optional[float], typer.Option(min=0, help='Strength of the guidance; '
+                                                                     'by default chosen for 64 px, else that of the published code.')]=None,
           steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None):
@@ -338,7 +379,8 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     p,taken = _prior(prior, device, bf16),set()
     def one(path):
         if path.stem in taken: raise ImageError(f'{path}: another photo of this call has the same name without its suffix; give it another --out')
-        if is_foreign(sheet := out/f'{path.stem}_sheet.png', MARK): raise ImageError(f'{sheet}: is there already, and not the sheet of an album; give it another --out')
+        if is_foreign(sheet := out/f'{path.stem}_sheet.png', MARK):
+            raise ImageError(f'{sheet}: is there already, and not the sheet of an album; give it another --out')
         taken.add(path.stem)
         pictures = generative_album(read_face(path, p.side)[0], p, n, K, every, scale, seed, steps, folder=out/path.stem, progress=sys.stderr.isatty())
         keep_only(out/path.stem, range(seed, seed+n))
@@ -349,11 +391,16 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
 @app.command()
 def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of photos of one person, or of a generative album.')],
          out: Annotated[Path, typer.Option('--out', '-o', help='The file to write, for `restore --person`.')]=Path('person.safetensors'),
-         preset: Annotated[str, typer.Option(help='all-levels, for any K; fast, for K up to 400 at 256 px (147 at 64 px); generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='all-levels',
+         preset: Annotated[str, typer.Option(help='all-levels, for any K; fast, for K up to 400 at 256 px (147 at 64 px); '
+                                                  'generative and personal are the paper\'s 3,000 and 5,000 iterations.')]='all-levels',
          iters: Annotated[Optional[int], typer.Option(min=1, help='Iterations instead of the preset\'s.')]=None,
          lr: Annotated[Optional[float], typer.Option(help='Learning rate instead of the preset\'s.')]=None,
-         lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only, at ten times the rate: a small file, for this prior alone, and less of the person. Needs the extra [lora].')]=None,
-         sheet: Annotated[Optional[Path], typer.Option(help='A picture to draw, too: the album, and faces that the prior makes up before and after it. Has it learned the person?')]=None,
+         lora: Annotated[Optional[int], typer.Option(min=1, help='Train adapters of this rank only, at ten times the rate: '
+                                                                 'a small file, for this prior alone, and less of the person. '
+                                                                 'Needs the extra [lora].')]=None,
+         sheet: Annotated[Optional[Path], typer.Option(help='A picture to draw, too: '
+                                                            'the album, and faces that the prior makes up before and after it. '
+                                                            'Has it learned the person?')]=None,
          seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0,
          bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None, force: ForceOption=False):
     """Tune the prior on an album, for `restore --person`.
@@ -372,12 +419,14 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
         if path.is_dir(): stop(f'{path}: is a folder; name a file')
         if path.exists() and not force: stop(f'{path}: exists already; --force replaces it')
         with one_line(): check_folder(path.parent)
-    if sheet and 'below' in PRESETS[preset]: stop(f'--sheet draws faces from pure noise, which {preset} does not learn; take --preset all-levels, or leave it out')
+    if sheet and 'below' in PRESETS[preset]:
+        stop(f'--sheet draws faces from pure noise, which {preset} does not learn; take --preset all-levels, or leave it out')
     if sheet and sheet.suffix.lower()!='.png': stop(f'{sheet}: the picture must end in .png')
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
     if lora and not find_spec('peft'): stop('--lora needs the package peft: pip install "gen2res[lora]"')
-    if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())): stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
+    if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())):
+        stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
     p = _prior(prior, device, bf16)
     if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning
     kw = tuning_for(p, preset) | {k: v for k,v in dict(iters=iters, lr=lr, lora=lora, seed=seed).items() if v is not None}
@@ -386,11 +435,14 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
         her = tune_prior(p, album, folder=state, progress=sys.stderr.isatty(), **kw)
         typer.echo(save_person(her, out))
         if sheet: typer.echo(save_image(dream_sheet(dreams(album, p, her)), sheet, dict(Comment='Made up by a generative model, but for the first row')))
-    if lora and (share := sum(v.numel() for v in her.adapter[0].values())/sum(v.numel() for v in p.model.parameters()))>.05: typer.echo(f'note: adapters of rank {lora} hold {share:.0%} as many numbers as the prior; the small file is what they are for', err=True)
+    count = lambda tensors: sum(v.numel() for v in tensors)
+    if lora and (share := count(her.adapter[0].values())/count(p.model.parameters()))>.05:
+        typer.echo(f'note: adapters of rank {lora} hold {share:.0%} as many numbers as the prior; the small file is what they are for', err=True)
     shutil.rmtree(state, ignore_errors=True)                         # faces are personal data: nothing stays but the result
 
 # %% ../nbs/18_cli.ipynb #e61c7312
-RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), or the checkpoint of any restorer that spandrel knows.')]
+RestorerOption = Annotated[str, typer.Option('--restorer', '-r', help='swinir64, none (clean the photos themselves), '
+                                                                      'or the checkpoint of any restorer that spandrel knows.')]
 TargetsK = Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps. Default: the paper's 600 at 512 px, converted (211 at 64 px).")]
 TargetsL = Annotated[Optional[int], typer.Option('--L', help='Hold low frequencies above this noise index. Default: 360, converted (61).')]
 TargetsN = Annotated[Optional[int], typer.Option('--N', help='Factor of the low-pass filter. Default: 16, converted (2).')]
@@ -423,7 +475,8 @@ def _held(prior, K, L, N):
 
 @app.command()
 def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
-            out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the targets and their manifest; what is there already is not made again.')]=Path('targets'),
+            out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the targets and their manifest; '
+                                                                  'what is there already is not made again.')]=Path('targets'),
             restorer: RestorerOption='swinir64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None,
             steps: TargetsSteps=None,
             seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, batch: Annotated[int, typer.Option(min=1, help='Pictures at a time.')]=16,
@@ -438,13 +491,17 @@ def targets(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
     failed,p = [],_prior(prior, device, bf16)
     with one_line():
         _held(p, K, L, N)
-        done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch, sys.stderr.isatty(), lambda s: failed.append(s) or _say(s))
+        report = lambda s: failed.append(s) or _say(s)
+        done = make_targets(photos, out, p, _restoration_model(restorer, device, fidelity), K, L, N, steps, seed, batch,
+                            sys.stderr.isatty(), report)
     _say(f'{len(done)} targets in {out}')
     if failed: raise typer.Exit(2)
 
 RestorerIters = Annotated[Optional[int], typer.Option(min=1, help="Iterations instead of the preset's.")]
-RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), released (the authors' configuration: 2e-5 to 5e-6) or fast (1,200 iterations of 4).")]
-RealOption = Annotated[Optional[Path], typer.Option(help='Folder (or .npz) of good photos of other people, for the GAN loss; without it that loss is left out.')]
+RestorerPreset = Annotated[str, typer.Option(help="paper (20,000 iterations, rate 1e-4 falling to 0; for a GPU), "
+                                                  "released (the authors' configuration: 2e-5 to 5e-6) or fast (1,200 iterations of 4).")]
+RealOption = Annotated[Optional[Path], typer.Option(help='Folder (or .npz) of good photos of other people, '
+                                                         'for the GAN loss; without it that loss is left out.')]
 BatchOption = Annotated[Optional[int], typer.Option(min=1, help="Pictures per iteration instead of the preset's.")]
 LrOption = Annotated[Optional[float], typer.Option(help="Learning rate instead of the preset's.")]
 
@@ -465,9 +522,12 @@ PerceptualOption = Annotated[str, typer.Option(help="What compares what is seen:
 def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.')],
                   made: Annotated[Path, typer.Argument(metavar='TARGETS', help='Folder of `gen2res targets`, or of clean pictures with the same names.')],
                   out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('tuned.safetensors'),
-                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
-                  perceptual: PerceptualOption='pd64', side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
-                  work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False, device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
+                  restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None,
+                  batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
+                  perceptual: PerceptualOption='pd64',
+                  side: Annotated[Optional[int], typer.Option(min=16, help="Pixels of the squares, a multiple of 8. Default: the restorer's.")]=None,
+                  work: WorkOption=Path('tuning'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
+                  device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
     """Second half of `adapt`: train the restorer on that.
 
     Train it further on photos and their pseudo targets (DT-BFR, Sec. 3.4).
@@ -485,7 +545,8 @@ def tune_restorer(photos: Annotated[Path, typer.Argument(help='Folder of photos.
 @app.command()
 def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: hundreds of them, damaged in the same unknown way.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='The file to write.')]=Path('adapted.safetensors'),
-          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None, batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
+          restorer: RestorerOption='swinir64', real: RealOption=None, iters: RestorerIters=None,
+          batch: BatchOption=None, lr: LrOption=None, preset: RestorerPreset='paper',
           perceptual: PerceptualOption='pd64', K: TargetsK=None, L: TargetsL=None, N: TargetsN=None, steps: TargetsSteps=None,
           work: WorkOption=Path('adapting'), seed: Annotated[int, typer.Option(min=0, max=2**31-1)]=0, bf16: Bf16Option=False,
           prior: PriorOption='faces64', device: DeviceOption=None, fidelity: FidelityOption=None, force: ForceOption=False):
@@ -502,7 +563,9 @@ def adapt(photos: Annotated[Path, typer.Option('--lq', help='Folder of photos: h
     with one_line():
         r = _trainable(restorer, device, fidelity, out)
         _held(p, K, L, N)
-        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, steps, report=lambda s: failed.append(s) or _say(s), losses=_image_losses(real, perceptual, r), **kw), out))
+        report = lambda s: failed.append(s) or _say(s)
+        losses = _image_losses(real, perceptual, r)
+        _say(save_restorer(adapt_(r, photos, p, work, real, K, L, N, steps, report=report, losses=losses, **kw), out))
     if failed: raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #a9908471
@@ -607,17 +670,52 @@ def _shaped(family, device):
     from gen2res.prior import best_device
     return made_up(family).to(best_device(device))
 
+_BENCH_HELP = ('loop: time per step of denoise over the bare network. '
+              'speed: time, memory and passes of a restoration by stage. '
+              "plans: what the papers' plans would take here, reckoned from measured steps, beside plainly written ones. "
+              "whole: the paper's plan, every step of it really done, and further photos of the person. "
+              'targets: how long pseudo targets would take. '
+              'memory: what an iteration of tuning needs. '
+              'times: seconds per 100 pictures of each metric. '
+              'metrics: each metric against rising damage. '
+              'identity: how well the embedder tells people apart. '
+              'strangers: does the warning name a picture of somebody else in an album? '
+              'eyes: the aligner against rising damage. '
+              'faces: faces found in whole photos. '
+              'sharp: detail kept in their faces. '
+              'sides: priors of 64 and of 128 pixels on the same photos. '
+              'claim-K, claim-detail, claim-softness, claim-guidance, claim-scale, claim-identity, claim-albums, claim-seeds, claim-sizes, '
+              "claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned: the first paper's claims. "
+              'claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: '
+              "what less work than the paper's costs. "
+              "table-1, table-2 and so on: the second paper's tables. "
+              'set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: '
+              "--methods on the papers' own photos. "
+              'These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, '
+              'and with that file they go on elsewhere, too.')
+
 @app.command()
-def bench(what: Annotated[str, typer.Argument(help='loop: time per step of denoise over the bare network. speed: time, memory and passes of a restoration by stage. plans: what the papers\' plans would take here, reckoned from measured steps, beside plainly written ones. whole: the paper\'s plan, every step of it really done, and further photos of the person. targets: how long pseudo targets would take. memory: what an iteration of tuning needs. times: seconds per 100 pictures of each metric. metrics: each metric against rising damage. identity: how well the embedder tells people apart. strangers: does the warning name a picture of somebody else in an album? eyes: the aligner against rising damage. faces: faces found in whole photos. sharp: detail kept in their faces. sides: priors of 64 and of 128 pixels on the same photos. claim-K, claim-detail, claim-softness, claim-guidance, claim-scale, claim-identity, claim-albums, claim-seeds, claim-sizes, claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned: the first paper\'s claims. claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: what less work than the paper\'s costs. table-1, table-2 and so on: the second paper\'s tables. set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: --methods on the papers\' own photos. These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, and with that file they go on elsewhere, too.')]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, targets, memory and times: folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, for claim-cats, cats_64.npz. For claims and tables also folders of pictures: val, train, albums/PERSON/OCCASION.')]=None,
-          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. For speed: table and plot; for loop, plans, targets and memory: what they print.')]=None,
+def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, targets, memory and times: '
+                                                                      'folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, '
+                                                                      'for claim-cats, cats_64.npz. '
+                                                                      'For claims and tables also folders of pictures: '
+                                                                      'val, train, albums/PERSON/OCCASION.')]=None,
+          out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. '
+                                                                          'For speed: table and plot; '
+                                                                          'for loop, plans, targets and memory: what they print.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
-          methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
-          shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, targets and memory: instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
-          restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, or the checkpoint of any restorer that spandrel knows.')]='swinir64',
+          methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. '
+                                                              'For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
+          shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, targets and memory: '
+                                                            'instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
+          restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, '
+                                                                         'or the checkpoint of any restorer that spandrel knows.')]='swinir64',
           photos: Annotated[Optional[int], typer.Option(min=1, help='For tables: unlabelled photos to tune on. Default 500; the paper has 2500.')]=None,
-          preset: Annotated[str, typer.Option(help="For tables: how restorers are tuned, as in tune-restorer.")]='fast', iters: RestorerIters=None, batch: BatchOption=None,
-          engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, or dask (workers that are there already, with the same --data path).')]='local',
+          preset: Annotated[str, typer.Option(help="For tables: how restorers are tuned, as in tune-restorer.")]='fast',
+          iters: RestorerIters=None, batch: BatchOption=None,
+          engine: Annotated[str, typer.Option(help='Who does the jobs of claims and tables: local, '
+                                                   'or dask (workers that are there already, with the same --data path).')]='local',
           scheduler: Annotated[Optional[str], typer.Option(help='Address of the dask scheduler, e.g. tcp://127.0.0.1:8786.')]=None,
           tls_ca: Annotated[Optional[Path], typer.Option(help='TLS to the scheduler: file of the authority.')]=None,
           tls_cert: Annotated[Optional[Path], typer.Option(help='TLS: our certificate.')]=None,

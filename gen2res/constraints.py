@@ -85,7 +85,8 @@ class PartialGuide(Constraint):
         return torch.autograd.grad(self.loss(x0, self.target.to(x0)).sum(), x0)[0]
 
     def on_mean(self, st):
-        if st.deterministic: raise ValueError("PartialGuide pulls in proportion to the variance of the step, and this step rule has none: use ddpm, or ddim with eta")
+        if st.deterministic:
+            raise ValueError("PartialGuide pulls in proportion to the variance of the step, and this step rule has none: use ddpm, or ddim with eta")
         pulled = lambda x0: st.mean - self.scale*st.var*self.gradient(x0)
         mean = pulled(st.x0)
         for _ in range(self.gradients-1): mean = pulled(st.ask(mean + st.var**.5*st.randn(st.x))[0])   # asked at t, as in the paper

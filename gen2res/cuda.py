@@ -36,7 +36,8 @@ def _stream(device): return torch.cuda.Stream(device)
 
 class Tape:
     "What `f(*tensors)` asks of a GPU, recorded once and played as often as you like: one launch instead of thousands."
-    def __init__(self, f, given, pool=None): # f was called before, so that all that is made only once is there; pool: of memory, shared by tapes that are not played at once
+    def __init__(self, f, given, # f was called before, so that all that is made only once is there
+                 pool=None): # of memory, shared by tapes that are not played at once
         self.given,self.graph,before = [x.clone() for x in given],torch.cuda.CUDAGraph(),torch.cuda.current_stream(given[0].device)
         how = dict(pool=pool, stream=_stream(before.device), capture_error_mode='thread_local')
         try:
@@ -76,7 +77,9 @@ class Recorded:
         return self.seen[key]<=PLAIN
 
     def _tape(self, key, xs):
-        if key not in self.tapes: self.tapes[key] = recorded(self.net.forward, xs, 'a walk', next((t.pool() for t in self.tapes.values() if t), None))   # one is played after the other: they share memory
+        if key not in self.tapes:
+            pool = next((t.pool() for t in self.tapes.values() if t), None)   # one is played after the other: they share memory
+            self.tapes[key] = recorded(self.net.forward, xs, 'a walk', pool)
         return self.tapes[key]
 
     def _played(self, tape, xs):
@@ -158,7 +161,8 @@ def _slope(v, ACT: tl.constexpr):
     return s*(1 + v*(1-s))
 
 @jit
-def _apply(x, y, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
+def _apply(x, y, stats, pre, w, bias, mod, HW,
+           C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
     b = tl.program_id(1).to(tl.int64); g,c,is_c = _columns(C, G, P)
     at,here = _here(tl.program_id(0)*R, b, HW, c, is_c, C, R)
     mean,rstd,k,h = _factors(stats, w, bias, mod, b, g, c, is_c, C, G, MOD)
@@ -167,7 +171,9 @@ def _apply(x, y, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr,
     tl.store(y+at, v.to(y.dtype.element_ty), mask=here)
 
 @jit
-def _back_sums(x, dy, out, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, S: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
+def _back_sums(x, dy, out, stats, pre, w, bias, mod, HW,
+               C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+               PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
     "Of every channel: sum of the slopes, and of the slopes times the normalised values."
     b,s = tl.program_id(0).to(tl.int64),tl.program_id(1)
     g,c,is_c = _columns(C, G, P)
@@ -181,15 +187,18 @@ def _back_sums(x, dy, out, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.
     tl.store(out + (b*S+s)*2*C + c, tl.sum(one, 0), mask=is_c); tl.store(out + (b*S+s)*2*C + C + c, tl.sum(two, 0), mask=is_c)
 
 @jit
-def _back_finish(part, stats, normed, w, bias, mod, means, grads, dpre, dmod, B, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, S: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr):
-    "Of a group, what its slopes have in common in each picture; of its channels, the gradients of weight, bias and what was added before, over all pictures, and of scale and shift."
+def _back_finish(part, stats, normed, w, bias, mod, means, grads, dpre, dmod, B, HW,
+                 C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, S: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr):
+    """Of a group, what its slopes have in common in each picture; of its channels, the gradients of weight, bias
+    and what was added before, over all pictures, and of scale and shift."""
     g = tl.program_id(0); c,is_c = _group(g, C, G, P); n = HW*(C//G)
     weight,shift = _given(w, c, is_c),_given(bias, c, is_c)
     dw,db,dp = tl.zeros([P], tl.float32),tl.zeros([P], tl.float32),tl.zeros([P], tl.float32)
     for b in range(B):
         one,two,k = _total(part, b, 0, c, is_c, C, S),_total(part, b, 1, c, is_c, C, S),weight
         if MOD:
-            tl.store(dmod + b*2*C + c, (weight*two + shift*one).to(dmod.dtype.element_ty), mask=is_c); tl.store(dmod + b*2*C + C + c, one.to(dmod.dtype.element_ty), mask=is_c)
+            tl.store(dmod + b*2*C + c, (weight*two + shift*one).to(dmod.dtype.element_ty), mask=is_c)
+            tl.store(dmod + b*2*C + C + c, one.to(dmod.dtype.element_ty), mask=is_c)
             m = 1 + _given(mod, b*2*C + c, is_c)
             one = one*m; two = two*m
         dw += two; db += one
@@ -200,7 +209,9 @@ def _back_finish(part, stats, normed, w, bias, mod, means, grads, dpre, dmod, B,
     if PRE: tl.store(dpre + c, dp.to(dpre.dtype.element_ty), mask=is_c)
 
 @jit
-def _back(x, dy, dx, dx2, more, means, stats, pre, w, bias, mod, HW, C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, C1: tl.constexpr, MORE: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
+def _back(x, dy, dx, dx2, more, means, stats, pre, w, bias, mod, HW,
+          C: tl.constexpr, G: tl.constexpr, P: tl.constexpr, R: tl.constexpr, C1: tl.constexpr,
+          MORE: tl.constexpr, PRE: tl.constexpr, MOD: tl.constexpr, ACT: tl.constexpr):
     "The slope of x, and `more` that it has from elsewhere; of a joined x the channels from C1 on apart."
     b = tl.program_id(1).to(tl.int64); g,c,is_c = _columns(C, G, P)
     at,here = _here(tl.program_id(0)*R, b, HW, c, is_c, C, R)
@@ -257,7 +268,8 @@ class _NormAct(torch.autograd.Function):
         with torch.cuda.device_of(x):
             _back_sums[(B, S)](x, dy, part, stats, *given, HW, C, G, P, R, S, *ctx.kinds, num_warps=8)
             _back_finish[(G,)](part, stats, normed, *given[1:], means, grads, dpre if PRE else x, dmod if MOD else x, B, HW, C, G, P, S, PRE, MOD)
-            _back[(-(-HW//R), B)](x, dy, dx, x if dx2 is None else dx2, x if more is None else more, means, stats, *given, HW, C, G, P, R, C1, more is not None, *ctx.kinds)
+            _back[(-(-HW//R), B)](x, dy, dx, x if dx2 is None else dx2, x if more is None else more, means, stats, *given,
+                                  HW, C, G, P, R, C1, more is not None, *ctx.kinds)
         return dx,dx2,grads[0],grads[1],dmod,dpre,None,None,None
 
 def in_two_passes(norm, x, mod=None, act:bool=True, pre=None, also=None) -> tuple: # as norm_act and forked; x: on a GPU

@@ -240,12 +240,16 @@ RECIPES = {
     'small':     Recipe(draw_small, small, NUMBER),
 }
 
+def _spelled(kind, r): # 'camera[:mild|moderate|severe]'
+    choices = r.presets if r.presets==NUMBER else '|'.join(r.presets or ())
+    return f'{kind}[:{choices}]' if r.presets else kind
+
 def recipe_of(name:str) -> tuple: # 'camera:severe' -> (Recipe, ('severe',)); without a colon: the recipe's own choice
     "Look a recipe up. Raises ValueError with the names there are."
     kind,_,preset = name.partition(':')
     r = RECIPES.get(kind)
     good = r and (not preset or (preset.isdigit() and int(preset)>0 if r.presets==NUMBER else preset in r.presets))
-    if not good: raise ValueError(f'no recipe {name!r}; there are: ' + ', '.join(f"{k}[:{v.presets if v.presets==NUMBER else '|'.join(v.presets)}]" if v.presets else k for k,v in RECIPES.items()))
+    if not good: raise ValueError(f'no recipe {name!r}; there are: ' + ', '.join(_spelled(k, v) for k,v in RECIPES.items()))
     return r, (preset,) if preset else ()
 
 def degrade_one(x, # 1 x 3 x H x W

@@ -180,13 +180,16 @@ def _points(ax, rows, methods, shift, label): # rows: of one measure; shift: dow
     ax.errorbar(v, [methods.index(r['method'])+shift for r in rows], xerr=(v-low, high-v), fmt='o', markersize=4, label=label)
 
 def methods_figure(rows, metrics=SCORES, by='kind', minus='', **want):
-    "One panel per measure: the methods one below the other, value and interval, a colour for each value of `by`; with `minus` the differences from that method."
+    """One panel per measure: the methods one below the other, value and interval, a colour for each value of `by`;
+    with `minus` the differences from that method."""
     from matplotlib.figure import Figure
     rows = among(rows, minus=minus, **want); methods,kinds = (list(dict.fromkeys(r[k] for r in rows)) for k in ('method', by))
     fig = Figure(figsize=(1.2+2.5*len(metrics), 1.1+.38*len(methods)), layout='constrained')
     axes = fig.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax,m in zip(axes, metrics):
-        for i,k in enumerate(kinds): _points(ax, among(rows, metric=m, **{by: k}), methods, .16*(i-(len(kinds)-1)/2), k if isinstance(k, str) else f'{by} = {k:g}')
+        for i,k in enumerate(kinds):
+            shift,label = .16*(i-(len(kinds)-1)/2),k if isinstance(k, str) else f'{by} = {k:g}'
+            _points(ax, among(rows, metric=m, **{by: k}), methods, shift, label)
         ax.set_title(titled(m), fontsize=9); ax.grid(axis='x', alpha=.3); ax.locator_params(axis='x', nbins=5)
         if minus: ax.axvline(0, color='grey', linewidth=.8)
     axes[0].set_yticks(range(len(methods)), methods); axes[0].set_ylim(len(methods)-.5, -.5)
@@ -244,7 +247,8 @@ class Lab:
         self.folder,self.read,self.scores,self.turn = Path(folder or self.tmp.name),{},{},threading.RLock()
         self.ids = dict(photo=album_hash(to_u8(photo)), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
         at = At(256, prior)
-        self.Ks,self.album_Ks = (tuple(sorted({at.t(K) for K in Ks})) for Ks in ((0, 25, 50, 100, 150, 200, 300, 400, 500, 600, 700, 850, 1000), (100, 200, 400)))
+        self.Ks,self.album_Ks = (tuple(sorted({at.t(K) for K in Ks}))
+                                 for Ks in ((0, 25, 50, 100, 150, 200, 300, 400, 500, 600, 700, 850, 1000), (100, 200, 400)))
 
     # what can be tried; each returns a job
     def _job(self, kind, **settings): return dict(kind=kind, **settings, **self.ids)
@@ -264,7 +268,8 @@ class Lab:
 
     def target(self, K, L, N, seed=0): return self._job('target', K=K, L=L, N=N, seed=seed, steps=self.steps, restorer=restorer_hash(self.restorer))
     def constrained(self, source='generative', n=16, every=5, seed=0):
-        of = dict(album=album_hash(to_u8(self.album[:n])), n=n, every=0) if source=='personal' else dict(n=n, every=every, album_steps=self.album_steps, scale=guide_scale(self.prior))
+        if source=='personal': of = dict(album=album_hash(to_u8(self.album[:n])), n=n, every=0)
+        else: of = dict(n=n, every=every, album_steps=self.album_steps, scale=guide_scale(self.prior))
         return self._job('constrained', source=source, **of, Ks=list(self.album_Ks), seed=seed, steps=self.steps, tuning=self.tuning)
 
     def _do(self, kind, photo, prior, bf16=None, **settings): return EXPERIMENTS[kind](self, **settings)
@@ -385,7 +390,8 @@ class Background:
         left,(start,before) = len(self.queue),self.since
         self.count.max,self.count.value = self.made+left,self.made
         rest = (time.monotonic()-start)/max(1, self.made-before)*left
-        self.text.value = f'{self.made} of {self.made+left} done' + (f', {tqdm.format_interval(rest)} left' if rest>=1 else '') + ('; stopped' if self.halted else '') + (f'; not done: {self.wrong[-1][1]}' if self.wrong else '')
+        self.text.value = (f'{self.made} of {self.made+left} done' + (f', {tqdm.format_interval(rest)} left' if rest>=1 else '') +
+                           ('; stopped' if self.halted else '') + (f'; not done: {self.wrong[-1][1]}' if self.wrong else ''))
 
 # %% ../nbs/15_explore.ipynb #c6553dbb
 def _figure(pictures:dict, panels): # name -> picture; names of the panels
@@ -507,7 +513,8 @@ NS = 1,2,4,8,16
 def _windows(ax, K, L, T):
     "The walk on the axis of timesteps: from K to L held, from L on free."
     ax.broken_barh([(min(L, K), max(K-L, 0))], (0, 1), color='C0'); ax.broken_barh([(0, min(L, K))], (0, 1), color='C1')
-    ax.set(xlim=(T, 0), ylim=(0, 1), yticks=[], xlabel=f't: starts at K = {K}' + (f', low frequencies held (blue) until L = {L}, then free (orange)' if L<K else ', free all the way'))
+    then = f', low frequencies held (blue) until L = {L}, then free (orange)' if L<K else ', free all the way'
+    ax.set(xlim=(T, 0), ylim=(0, 1), yticks=[], xlabel=f't: starts at K = {K}' + then)
 
 def render_pseudo(lab, N:int=2, K:int|None=None, L:int|None=None, seed:int=0):
     "Figure: the window of the constraint, what is held, the pseudo target, and the measures against N, as far as tried (DT-BFR Tables 19 to 22)."
@@ -515,7 +522,9 @@ def render_pseudo(lab, N:int=2, K:int|None=None, L:int|None=None, seed:int=0):
     job = lambda N: lab.target(n['K'], n['L'], N, seed)
     made = lab(job(N)); y0 = made['y0']
     points = {k: lab.scored(job(k)) for k in {*NS, N} if lab.has(job(k))}
-    pictures = _beside(lab, **{'restorer output' if lab.restorer else 'photo, as it is': y0, f'held, N = {N}': lowpass(y0, N) if N>1 else y0, 'pseudo target': made['x']})
+    pictures = _beside(lab, **{'restorer output' if lab.restorer else 'photo, as it is': y0,
+                               f'held, N = {N}': lowpass(y0, N) if N>1 else y0,
+                               'pseudo target': made['x']})
     fig,axes = _figure(pictures, points[N])
     _curves(axes, points, N, 'N')
     _doublings(axes, sorted(points))
@@ -537,7 +546,9 @@ def render_kl(schedule, x0, photos:dict, t:int): # photos: name -> damaged copy 
     noised = {name: schedule.diffuse(y, t, noise).clamp(-2, 2)/2 for name,y in {'truth': x0, **photos}.items()}
     fig,[ax] = _figure({f'{name}, t = {t}': x for name,x in noised.items()}, ['KL, nats a picture'])
     for name,y in photos.items(): ax.loglog(ts, [schedule.kl(x0, y, int(s), per='image').item() for s in ts], label=name)
-    ax.axvline(t, color='k', linestyle='--'); ax.axhline(3000, color='grey', linestyle=':', label='suggest_K'); ax.set_xlabel('t', fontsize=8); ax.legend(fontsize=7)
+    ax.axvline(t, color='k', linestyle='--')
+    ax.axhline(3000, color='grey', linestyle=':', label='suggest_K')
+    ax.set_xlabel('t', fontsize=8); ax.legend(fontsize=7)
     return fig
 
 def kl_curves_explorer(schedule, x0, photos:dict):
@@ -573,7 +584,9 @@ def render_restorer(photos, before, after, i:int=0, truths=None): # photos: N x 
     d = metric('psnr')(after, against)-metric('psnr')(before, against); d = d.nan_to_num(0., 0., 0.)
     pictures = {'photo': photos[i][None], 'before': before[i][None], 'after': after[i][None]} | ({} if truths is None else {'truth': truths[i][None]})
     fig,[ax] = _figure(pictures, ['after - before, dB to the ' + ('photo' if truths is None else 'truth')])
-    ax.bar(range(len(d)), d, color=['C1' if k==i else 'C0' for k in range(len(d))]); ax.axhline(0, color='grey', linewidth=.8); ax.set_xlabel('photo', fontsize=8)
+    ax.bar(range(len(d)), d, color=['C1' if k==i else 'C0' for k in range(len(d))])
+    ax.axhline(0, color='grey', linewidth=.8)
+    ax.set_xlabel('photo', fontsize=8)
     return fig
 
 def restorer_explorer(photos, before, after, truths=None): # before, after: restorers
@@ -591,5 +604,6 @@ def curtain(before, after, # 1 x 3 x H x W each
     "A before/after slider, as HTML."
     return HTML(f"""<div style="position:relative;width:{side}px;--at:50%">{_png(before, side)}
 <div style="position:absolute;top:0;left:0;clip-path:inset(0 0 0 var(--at))">{_png(after, side)}</div>
-<input type="range" min="0" max="100" value="50" aria-label="before or after" style="width:100%;margin:4px 0 0" oninput="this.parentNode.style.setProperty('--at', this.value+'%')">
+<input type="range" min="0" max="100" value="50" aria-label="before or after" style="width:100%;margin:4px 0 0" \
+oninput="this.parentNode.style.setProperty('--at', this.value+'%')">
 <div style="display:flex;justify-content:space-between;font:12px sans-serif"><span>before</span><span>after</span></div></div>""")

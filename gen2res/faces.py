@@ -22,7 +22,8 @@ from .images import ImageError, resize, square, to_array, to_pil, to_tensor
 
 # %% ../nbs/13_faces.ipynb #28a3ca94
 Face = namedtuple('Face', 'x y side support angle score', defaults=(0, 0., 1.))
-Face.__doc__ = "The prior's square on a photo: corner and side in pixels (it may reach over the edge), turned about its middle by `angle` degrees, clockwise. support: windows that agree on it; score: how likely it is one."
+Face.__doc__ = ("The prior's square on a photo: corner and side in pixels (it may reach over the edge), turned about its middle by "
+                "`angle` degrees, clockwise. support: windows that agree on it; score: how likely it is one.")
 
 BOX_X,BOX_Y,BOX_WIDTH = .505,.53,.69 # middle and width of the cascade's box in an aligned square (see above)
 
@@ -34,7 +35,8 @@ def _cascade():
 
 def _windows(small, low, high):
     "Middle x, middle y and width of every window that passes, N x 3."
-    found = _cascade().detect_multi_scale(np.ascontiguousarray(small), 1.15, 1, (low,low), (high,high), min_neighbor_number=1, intersection_score_threshold=2.) # 2: none are merged
+    found = _cascade().detect_multi_scale(np.ascontiguousarray(small), 1.15, 1, (low,low), (high,high),
+                                          min_neighbor_number=1, intersection_score_threshold=2.) # 2: none are merged
     return np.array([(b['c']+b['width']/2, b['r']+b['height']/2, b['width']) for b in found], dtype=float).reshape(-1, 3)
 
 def _both_ways(small, *sizes):
@@ -74,7 +76,8 @@ def _upright(w, support, angle, seen, photo) -> Face: # w: mean window in the tu
     return Face(x-side/2, y-side/2, side, support, angle)
 
 SMALL = .06/BOX_WIDTH # share of the longer side: smaller heads are looked for in their own way
-Look = namedtuple('Look', 'work low high blurs tilts each') # longer side at which the photo is searched; smallest and largest box, as shares of it; pixels; degrees; what a window counts
+# longer side at which the photo is searched; smallest and largest box, as shares of it; pixels; degrees; what a window counts
+Look = namedtuple('Look', 'work low high blurs tilts each')
 LOOKS = (Look(480, SMALL*BOX_WIDTH, 1., (0,6), (0.,), 1.),
          Look(480, .09, 1., (0,6), (-40.,-20.,20.,40.), 1.), # tilted heads, if they are not too small: most of the time goes into small windows
          Look(1200, .02, SMALL*BOX_WIDTH, (0,), (0.,), 4/3)) # small faces, in photos that have the pixels: upright and unblurred only, or it would take long
@@ -85,7 +88,8 @@ def _look(image, look) -> list: # of Face, in the image's pixels
     found,fill,longer = [],small.mean((0,2,3)).tolist(),max(small.shape)
     if min(small.shape[-2:])<24: return []
     for a in look.tilts:
-        seen = rotate(small, a, expand=True, fill=fill) if a else small       # torchvision turns against the clock: a head tilted clockwise by a becomes upright
+        # torchvision turns against the clock: a head tilted clockwise by a becomes upright
+        seen = rotate(small, a, expand=True, fill=fill) if a else small
         ws = _votes(seen, max(24, int(look.low*longer)), int(look.high*longer), look.blurs) # the cascade knows nothing below 24 pixels
         found += [_scaled(_upright(w, round(n*look.each), a, seen.shape[-2:], small.shape[-2:]), 1/k) for w,n in _groups(ws)]
     return found
@@ -165,7 +169,9 @@ def yunet(image, low:int=24, file=None): # low: pixels of the smallest box; file
     file = Path(file or Path(torch.hub.get_dir())/'gen2res'/'yunet.onnx')
     try: import cv2
     except ImportError: raise ImageError('the detector yunet needs OpenCV: pip install opencv-python-headless') from None
-    if not file.exists(): raise ImageError(f'{file}: is not there; the detector yunet needs face_detection_yunet_2023mar.onnx of github.com/opencv/opencv_zoo (MIT) in this place')
+    if not file.exists():
+        raise ImageError(f'{file}: is not there; '
+                         'the detector yunet needs face_detection_yunet_2023mar.onnx of github.com/opencv/opencv_zoo (MIT) in this place')
     net = cv2.FaceDetectorYN.create(str(file), '', tuple(image.shape[:-3:-1]), score_threshold=.6)
     _,found = net.detect(np.ascontiguousarray(to_array(image)[...,::-1]))
     faces = [by_eyes(f[4:6], f[6:8], support=99, score=float(f[14])) for f in (found if found is not None else []) if f[2]>=low]
@@ -184,7 +190,7 @@ def marked(photo:Image.Image, faces, side:int=1200) -> Image.Image: # side: pixe
 def detect(image, # 1 x 3 x H x W in [-1, 1]
            detector:str='cascade', # of DETECTORS
            support:int=8, # windows that must agree, of all views of the photo
-           sure=(.97, .5, .99), # what the aligner must say of a face with little support, of one with half as much again, and of a small one: noise has many windows of that size
+           sure=(.97, .5, .99), # what the aligner must say of a face with little support, of one with half as much again, of a small one: noise has many
            aligned:bool=True, # False: the detector's word alone
           ) -> list: # of Face, best (most support) first
     "Faces in a photo, each as the square to restore. Raises ImageError for a detector that is not here."
@@ -195,7 +201,7 @@ def detect(image, # 1 x 3 x H x W in [-1, 1]
     small = lambda f: f.side<SMALL*max(image.shape[-2:])
     passed = [f for f,g in zip(fine, rough) if f.score>=sure[2 if small(g) else f.support>=1.5*support]]
     guess = [g for f,g in zip(fine, rough) if f.score>=.1 and not small(g)]
-    return _distinct(passed or guess[:1])                                      # in heavy noise the aligner is seldom sure: better the cascade's best guess than none
+    return _distinct(passed or guess[:1])        # in heavy noise the aligner is seldom sure: better the cascade's best guess than none
 
 # %% ../nbs/13_faces.ipynb #01444444
 def _is_aligned(face, h, w):
@@ -206,7 +212,8 @@ def _is_aligned(face, h, w):
 def face_cut(image, # 1 x 3 x H x W
              like=None, # cut the square that this picture of the same size would have had
             ): # (1 x 3 x s x s at the photo's own resolution, how): how = 'face', 'aligned', 'square' or 'centre'
-    "What a face prior should be shown: the best-supported face, upright; the picture itself if it is one aligned face already; else its centred square, as a photo without a face ('centre') or taken for a face too damaged to be found ('square')."
+    """What a face prior should be shown: the best-supported face, upright; the picture itself if it is one aligned face already;
+    else its centred square, as a photo without a face ('centre') or taken for a face too damaged to be found ('square')."""
     h,w = image.shape[-2:]
     faces = detect(image if like is None else like)
     if not faces: return square(image), 'square' if h==w else 'centre'
@@ -251,7 +258,8 @@ def as_sharp(restored, shown): # 1 x 3 x S x S each, S divisible by 4
 def _one_hue(x) -> tuple: # -> (how much of one hue the picture is, 0..1; that hue as a unit vector)
     p = x.flatten(2)[0]; p = p-p.mean(1, keepdim=True)
     share,axes = torch.linalg.eigh(p@p.T)
-    return ((share[2]/share.sum().clamp(min=1e-9)-.99)/.008).clamp(0, 1),axes[:,2]   # colour portraits: 0.94, 95 % below 0.987; grey and sepia scans above 0.999
+    # colour portraits: 0.94, 95 % below 0.987; grey and sepia scans above 0.999
+    return ((share[2]/share.sum().clamp(min=1e-9)-.99)/.008).clamp(0, 1),axes[:,2]
 
 def in_its_colours(change, shown, mask): # 1 x 3 x S x S each; mask: S x S
     "The change without a cast of its own: no shift of the mean colour around the face, no new hue in a photo of one."
@@ -319,7 +327,8 @@ def whole(photo:Image.Image) -> Face:
 
 def boxed(photo:Image.Image, x, y, w, h) -> Face: # around a head, in pixels
     "The face in a box that somebody drew; exactly aligned, if the aligner sees it."
-    if not (w>0 and h>0 and x<photo.width and y<photo.height and x+w>0 and y+h>0): raise ImageError(f'the box {x:g},{y:g},{w:g},{h:g} is not on the photo ({photo.width} x {photo.height})')
+    if not (w>0 and h>0 and x<photo.width and y<photo.height and x+w>0 and y+h>0):
+        raise ImageError(f'the box {x:g},{y:g},{w:g},{h:g} is not on the photo ({photo.width} x {photo.height})')
     s = max(w, h); rough = Face(x+w/2-s/2, y+h/2-s/2, s)
     wide = rough._replace(x=rough.x-s/2, y=rough.y-s/2, side=2*s)
     part,inside,corner = _part(photo, wide)
@@ -331,7 +340,9 @@ def chosen(faces, which:str='all') -> list: # which: all, largest, or numbers wi
     if which in ('all', ''): return faces
     if which=='largest': return [max(faces, key=lambda f: f.side)]
     try: return [faces[int(i)] for i in which.split(',')]
-    except (ValueError, IndexError): raise ImageError(f'--face {which}: not one of those found here ({", ".join(map(str, range(len(faces))))}); say all, largest, or numbers like 0,2') from None
+    except (ValueError, IndexError):
+        raise ImageError(f'--face {which}: not one of those found here ({", ".join(map(str, range(len(faces))))}); '
+                         'say all, largest, or numbers like 0,2') from None
 
 def look_for(photo:Image.Image, which:str='all', box=None, **kw) -> tuple: # box: x, y, w, h; kw: of detect -> (faces, how)
     "Which squares of a photo are to be restored. how: 'box', 'centre', 'aligned' or 'square' (all of it), 'face'. Raises ImageError if there is none."

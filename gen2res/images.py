@@ -42,7 +42,8 @@ def to_pil(x:torch.Tensor, # 1 x 3 x H x W in [-1, 1]
 
 # %% ../nbs/00_images.ipynb #8c8d6ef0
 MAX_PIXELS = 120_000_000 # reading takes some 30 bytes a pixel; beyond this a "photo" is more likely a decompression bomb
-SUFFIXES = {s: f for s,f in Image.registered_extensions().items() if f in 'PNG JPEG WEBP TIFF BMP GIF PPM AVIF JPEG2000 TGA'.split()} # none that runs a program, like EPS
+# none that runs a program, like EPS
+SUFFIXES = {s: f for s,f in Image.registered_extensions().items() if f in 'PNG JPEG WEBP TIFF BMP GIF PPM AVIF JPEG2000 TGA'.split()}
 FORMATS = sorted(set(SUFFIXES.values()) & set(Image.OPEN)) # what this Pillow can decode
 
 class ImageError(ValueError):
@@ -303,7 +304,8 @@ def choice(options, # what the slider steps through: a list, or a range
     "A slider over the options, which reports only where it is let go."
     import ipywidgets as widgets
     kw |= dict(value=options[len(options)//2] if value is None else value, continuous_update=False, layout={'width':'420px'})
-    return widgets.IntSlider(min=options[0], max=options[-1], step=options.step, **kw) if isinstance(options, range) else widgets.SelectionSlider(options=options, **kw)
+    if isinstance(options, range): return widgets.IntSlider(min=options[0], max=options[-1], step=options.step, **kw)
+    return widgets.SelectionSlider(options=options, **kw)
 
 def explorer(draw, # draw(**values) -> Pillow image or Figure
              **controls): # widgets by the names of draw's arguments

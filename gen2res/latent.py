@@ -21,7 +21,8 @@ class LatentPrior(Prior):
                  autoencoder): # module with encode(y), decode(z), factor (pixels per code, along a side) and channels (of a code)
         super().__init__(codes.model, codes.schedule, codes.side*autoencoder.factor, codes.variance, codes.name, codes.card)
         wants = getattr(codes.model, 'config', {}).get('in_channels', autoencoder.channels)
-        if wants!=autoencoder.channels: raise PriorError(f'{codes.name}: its network wants {wants} channels, the codes of its autoencoder have {autoencoder.channels}')
+        if wants!=autoencoder.channels:
+            raise PriorError(f'{codes.name}: its network wants {wants} channels, the codes of its autoencoder have {autoencoder.channels}')
         self.codes,self.autoencoder = codes,autoencoder
 
     @property

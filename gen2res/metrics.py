@@ -7,8 +7,8 @@ __all__ = ['MS_SSIM_SIDE', 'Weights', 'PYIQA', 'ALEXNET', 'MUSIQ', 'MANIQA', 'NI
            'LANDMARKS', 'ARCFACE_SIDE', 'ARCFACE_EYES', 'FACE_BOX', 'DLIB_MIDDLE', 'DLIB_SHARE', 'DLIB_SIDE',
            'DLIB_BOX', 'Entry', 'OURS', 'KINDS', 'METRICS', 'Score', 'TABLES', 'MetricError', 'gradient_strength',
            'radial_spectrum', 'place', 'arcface_cut', 'dlib_embedder', 'statistics', 'read_statistics', 'frechet',
-           'Metric', 'metric', 'fetch_weights', 'can_run', 'pictures', 'interval', 'compare', 'to_markdown', 'to_latex',
-           'to_csv']
+           'Metric', 'metric', 'fetch_weights', 'can_run', 'at_hand', 'pictures', 'interval', 'compare', 'to_markdown',
+           'to_latex', 'to_csv']
 
 # %% ../nbs/14_metrics.ipynb #61ec8c61
 import contextlib, csv, importlib.util, io, os
@@ -40,7 +40,8 @@ MS_SSIM_SIDE = 161 # pixels; five scales of an 11-pixel window
 
 def _ms_ssim(x, y):
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-    if min(x.shape[-2:])<MS_SSIM_SIDE: raise MetricError(f'ms_ssim: needs pictures of at least {MS_SSIM_SIDE} pixels a side, got {x.shape[-1]} x {x.shape[-2]}; use ssim')
+    if min(x.shape[-2:])<MS_SSIM_SIDE:
+        raise MetricError(f'ms_ssim: needs pictures of at least {MS_SSIM_SIDE} pixels a side, got {x.shape[-1]} x {x.shape[-2]}; use ssim')
     return multiscale_structural_similarity_index_measure(_unit(x), _unit(y), data_range=1., reduction='none')
 
 def _grey(x): return torch.einsum('c,bchw->bhw', torch.tensor([.299,.587,.114]).to(x), _unit(x))
@@ -90,7 +91,8 @@ def _present(w, metric) -> Path:
     if not path.exists(): raise MetricError(f'{metric}: needs {path.name} (about {w.mb} MB) at {path}; with a network: gen2res fetch {metric}')
     return path
 
-def _damaged(path, metric, why): return MetricError(f'{metric}: {path} is damaged or not a plain weight file ({why}); remove it and fetch it again: gen2res fetch {metric}')
+def _damaged(path, metric, why):
+    return MetricError(f'{metric}: {path} is damaged or not a plain weight file ({why}); remove it and fetch it again: gen2res fetch {metric}')
 
 def _readable(w, metric) -> str:
     "Path of a weight file that is here and safe to open."
@@ -104,7 +106,8 @@ def _quietly(make, metric, w):
     "Build a foreign network without its chatter; a file of the wrong content is one line."
     try:
         with contextlib.redirect_stdout(io.StringIO()): return make().eval().requires_grad_(False)
-    except (RuntimeError, KeyError, ValueError, TypeError) as e: raise MetricError(f'{metric}: {place(w)} does not fit ({str(e).splitlines()[0][:90]}); fetch it again: gen2res fetch {metric}') from None
+    except (RuntimeError, KeyError, ValueError, TypeError) as e:
+        raise MetricError(f'{metric}: {place(w)} does not fit ({str(e).splitlines()[0][:90]}); fetch it again: gen2res fetch {metric}') from None
 
 def _lpips(package, path):
     "LPIPS with AlexNet's convolutions, all that it uses of the file."
@@ -155,7 +158,8 @@ def _uniface(w, metric, make):
     if not model_store.verify_file_hash(str(path), wanted): raise _damaged(path, metric, 'its hash is another')
     try:
         with mock.patch.dict(os.environ, UNIFACE_CACHE_DIR=str(path.parent)): return make(providers=['CPUExecutionProvider'])
-    except (ImportError, RuntimeError, AttributeError) as e: raise MetricError(f'{metric}: uniface cannot run here ({str(e).splitlines()[0][:90]}); pip install "gen2res[metrics]"') from None
+    except (ImportError, RuntimeError, AttributeError) as e:
+        raise MetricError(f'{metric}: uniface cannot run here ({str(e).splitlines()[0][:90]}); pip install "gen2res[metrics]"') from None
 
 def _cut(x, middle, share:float, side:int): # middle: (x, y) in shares of the square
     "A square of that share of each picture's side, resampled to `side` pixels."
@@ -281,12 +285,15 @@ METRICS = {
     'deg':      Entry('down', 'pair',   '0..180 degrees', 'uniface, ArcFace; Deng et al. 2019', 'MIT; weights non-commercial', ARCFACE, _make_deg),
     'lmd':      Entry('down', 'pair',   '0..inf pixels of 512', 'uniface, 106 points of InsightFace', 'MIT; weights non-commercial', LANDMARKS, _make_lmd),
     'deg_dlib': Entry('down', 'pair',   '0..180 degrees', 'dlib, in place of ArcFace; King 2009', 'BSL-1.0; weights CC0', None, _make_deg_dlib),
-    'lmd_dlib': Entry('down', 'pair',   '0..inf pixels of 512', 'dlib, 68 points; Kazemi, Sullivan 2014', 'BSL-1.0; weights non-commercial', None, _make_lmd_dlib),
+    'lmd_dlib': Entry('down', 'pair',   '0..inf pixels of 512', 'dlib, 68 points; Kazemi, Sullivan 2014',
+                      'BSL-1.0; weights non-commercial', None, _make_lmd_dlib),
     'ids64':    Entry('up',   'pair',   '-1..1', 'gen2res, data/ids64', OURS, None, _ours(_ids64)),
     'pd64':     Entry('down', 'pair',   '0..16', 'gen2res, data/ids64', OURS, None, _ours(perceptual)),
     'fd64':     Entry('down', 'set',    '0..inf', 'gen2res, data/ids64', OURS, None, _ours(set_features)),
     'fid':      Entry('down', 'set',    '0..inf', 'pyiqa, Inception; Heusel et al. 2017', 'PolyForm Noncommercial', INCEPTION, _make_inception),
 }
+
+def _shape_or_type(x): return tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
 
 class Metric:
     "`m(x, y)`: one value per picture; `m.dataset(A, B)`: one value for two sets. The facts are its attributes (see Entry)."
@@ -294,13 +301,15 @@ class Metric:
         if name not in METRICS: raise MetricError(f'no metric {name!r}; there are: {", ".join(METRICS)}')
         self.name,self.device = name,torch.device(device)
         self.better,self.kind,self.range,self.source,self.licence,self.weights,make = METRICS[name]
-        if self.better not in ('up','down') or self.kind not in KINDS: raise MetricError(f'{name}: its entry must say up or down, and {", ".join(KINDS)}; it says {self.better} and {self.kind}')
+        if self.better not in ('up','down') or self.kind not in KINDS:
+            raise MetricError(f'{name}: its entry must say up or down, and {", ".join(KINDS)}; it says {self.better} and {self.kind}')
         self.f = make(self.device)
 
     def __repr__(self): return f'Metric({self.name}: {self.better} is better, {self.range}; {self.source}; {self.licence})'
 
     def _checked(self, x, what='picture'):
-        if not (isinstance(x, torch.Tensor) and x.ndim==4 and x.shape[1]==3): raise MetricError(f'{self.name}: expected pictures B x 3 x H x W in [-1, 1], got {tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__}')
+        if not (isinstance(x, torch.Tensor) and x.ndim==4 and x.shape[1]==3):
+            raise MetricError(f'{self.name}: expected pictures B x 3 x H x W in [-1, 1], got {_shape_or_type(x)}')
         bad = [i for i,im in enumerate(x) if not im.isfinite().all()]
         if bad: raise MetricError(f'{self.name}: {what} {bad[0]} holds values that are not numbers')
         return x.to(self.device)
@@ -318,7 +327,8 @@ class Metric:
         return self._each(self.f(x, y), x)
 
     def _each(self, values, x):
-        if not (isinstance(values, torch.Tensor) and values.shape==x.shape[:1]): raise MetricError(f'{self.name}: must give one number a picture, {len(x)} of them, and gave {tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__}')
+        if not (isinstance(values, torch.Tensor) and values.shape==x.shape[:1]):
+            raise MetricError(f'{self.name}: must give one number a picture, {len(x)} of them, and gave {_shape_or_type(values)}')
         return values.double().cpu()
 
     @torch.no_grad()
@@ -356,6 +366,8 @@ def can_run(name) -> str:
     except MetricError as e: return str(e)
     return ''
 
+def at_hand(*names) -> tuple: return *(m for m in names if not can_run(m)),
+
 # %% ../nbs/14_metrics.ipynb #32e115b0
 def pictures(folder) -> dict: # name -> path
     "The pictures of a folder by name; `NAME_restored` counts as NAME, before/after sheets do not count."
@@ -375,7 +387,8 @@ def _per_picture(m, files, truths):
     out = []
     for f,t in zip(files, truths or files):
         x,y = load_image(f),load_image(t) if truths else None
-        if truths and x.shape!=y.shape: raise MetricError(f'{f}: is {x.shape[-1]} x {x.shape[-2]}, the truth {y.shape[-1]} x {y.shape[-2]}; resize one of them first')
+        if truths and x.shape!=y.shape:
+            raise MetricError(f'{f}: is {x.shape[-1]} x {x.shape[-2]}, the truth {y.shape[-1]} x {y.shape[-2]}; resize one of them first')
         out.append(m(x, y if m.kind=='pair' else None).item())
     return np.array(out)
 

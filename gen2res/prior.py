@@ -81,7 +81,8 @@ class Prior(Pictures):
                  name:str='prior', card:dict|None=None): # card: anything worth keeping with the weights
         if variance not in ('learned', 'fixed_small', 'fixed_large'): raise ValueError(f'unknown variance {variance!r}')
         outputs,inputs = (getattr(model, 'config', {}).get(k, d) for k,d in (('out_channels', None), ('in_channels', 3)))
-        if outputs and (outputs==2*inputs)!=(variance=='learned'): raise ValueError(f"a network with {outputs} outputs cannot have variance {variance!r}: {2*inputs} outputs are 'learned', {inputs} are fixed")
+        if outputs and (outputs==2*inputs)!=(variance=='learned'):
+            raise ValueError(f"a network with {outputs} outputs cannot have variance {variance!r}: {2*inputs} outputs are 'learned', {inputs} are fixed")
         self.model,self.schedule,self.side,self.variance,self.name,self.card = model,schedule,side,variance,name,card or {}
 
     @property
@@ -162,7 +163,8 @@ def build_prior(cfg:dict, state:dict, where='prior') -> Prior:
     try: prior = Prior(_network(cfg['arch'], where), _schedule(cfg['schedule']), cfg['side'], cfg['variance'], cfg['name'], cfg.get('card'))
     except PriorError: raise
     except KeyError as e: raise PriorError(f'{where}: its configuration lacks {e}') from None
-    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as e: raise PriorError(f'{where}: its configuration cannot be used ({e})') from None
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as e:
+        raise PriorError(f'{where}: its configuration cannot be used ({e})') from None
     _load_state(prior.model, state, where)
     prior.model.eval().requires_grad_(False)
     return prior
@@ -171,13 +173,16 @@ def _load_state(model, state, where):
     "Strict loading with a short complaint."
     want,have = ({k: tuple(v.shape) for k,v in d.items()} for d in (model.state_dict(), state))
     odd = [k for k in want.keys()|have.keys() if want.get(k)!=have.get(k)]
-    if odd: raise PriorError(f'{where}: {len(odd)} of {len(want)} tensors do not fit its configuration (for example {sorted(odd)[0]}: file {have.get(sorted(odd)[0])}, network {want.get(sorted(odd)[0])})')
+    if odd:
+        raise PriorError(f'{where}: {len(odd)} of {len(want)} tensors do not fit its configuration '
+                         f'(for example {sorted(odd)[0]}: file {have.get(sorted(odd)[0])}, network {want.get(sorted(odd)[0])})')
     model.load_state_dict(state)
 
 LARGE = 2**13 # weights from which on a kernel or matrix is packed
 
 def packed(state:dict) -> dict: # of float32
-    "Large kernels and matrices as whole numbers of 8 bits, with a scale for each output channel; all else in 16 bits. What leads around a network carries noise, and wants them all."
+    """Large kernels and matrices as whole numbers of 8 bits, with a scale for each output channel; all else in 16 bits.
+    What leads around a network carries noise, and wants them all."""
     large = {k: v for k,v in state.items() if v.ndim>1 and v.numel()>=LARGE and not k.startswith('bypass.')}
     scale = {f'{k}.scale': v.abs().amax([*range(1, v.ndim)], keepdim=True).clamp(min=1e-12)/127 for k,v in large.items()}
     return {k: (v/scale[f'{k}.scale']).round().to(torch.int8) if k in large else v.half() for k,v in state.items()} | scale
@@ -215,7 +220,8 @@ def read_state(path) -> dict:
     try:
         if Path(path).suffix=='.safetensors': return unpacked(_unwrap(load_file(path)))
         return _unwrap(torch.load(path, map_location='cpu', weights_only=True))
-    except pickle.UnpicklingError: raise PriorError(f'{path}: holds more than tensors, and loading that could run code; refused. Save its state_dict alone') from None
+    except pickle.UnpicklingError:
+        raise PriorError(f'{path}: holds more than tensors, and loading that could run code; refused. Save its state_dict alone') from None
     except Exception as e:   # a damaged pickle can raise anything
         raise PriorError(f'{path}: not a readable checkpoint ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
 
@@ -233,7 +239,8 @@ def foreign_config(state:dict, family=None, where='checkpoint', schedule='linear
     "A configuration for a published checkpoint. `family`: a name in FAMILIES, UNet arguments, or None to recognise it."
     if family is None:
         family = guess_family(state, where)
-        warnings.warn(f'{where}: taken for {family!r} by its keys and shapes; its number of heads cannot be read from a file. Pass family={family!r} to confirm')
+        warnings.warn(f'{where}: taken for {family!r} by its keys and shapes; '
+                      f'its number of heads cannot be read from a file. Pass family={family!r} to confirm')
     if isinstance(family, str) and family not in FAMILIES: raise PriorError(f'unknown family {family!r}; known: {", ".join(FAMILIES)}')
     arch = FAMILIES[family] if isinstance(family, str) else dict(family)
     if 'image_size' not in arch: raise PriorError(f'{where}: family lacks image_size')
@@ -306,7 +313,9 @@ def autoencoder_of(folder) -> Path|None:
 
 # %% ../nbs/03_prior.ipynb #8d4ba020
 WEIGHTS = 'model.safetensors', 'diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin' # ours, and those of diffusers
-VARIANCES = {'fixed_small': 'fixed_small', 'fixed_small_log': 'fixed_small', 'fixed_large': 'fixed_large', 'fixed_large_log': 'fixed_large', 'learned_range': 'learned'}
+VARIANCES = {'fixed_small': 'fixed_small', 'fixed_small_log': 'fixed_small',
+             'fixed_large': 'fixed_large', 'fixed_large_log': 'fixed_large',
+             'learned_range': 'learned'}
 
 def diffusers_schedule(cfg:dict, where='scheduler_config.json'):
     "(Schedule, variance) that a scheduler's configuration speaks of. Raises PriorError."
@@ -332,14 +341,16 @@ def pretrained(kind, folder):
     except Exception as e: raise PriorError(f'{folder}: no readable {kind.__name__} ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
     odd = sorted(str(k) for v in info.values() for k in v)
     if odd: raise PriorError(f'{folder}: {len(odd)} tensors do not fit its configuration (for example {odd[0]})')
-    for v in (*net.parameters(), *net.buffers()): v.data = v.data.clone()  # out of the mapped file into aligned memory, where arithmetic is the same to the last bit as after a round trip
+    # out of the mapped file into aligned memory, where arithmetic is the same to the last bit as after a round trip
+    for v in (*net.parameters(), *net.buffers()): v.data = v.data.clone()
     return net.float()
 
 def _unconditional(cfg, where):
     "Complain of a network that is no prior."
     kind,side = cfg.get('_class_name'),cfg.get('sample_size')
     if kind!='UNet2DModel': raise PriorError(f'{where}: its network is a {kind}; only a UNet2DModel can be a prior')
-    if cfg.get('num_class_embeds') or cfg.get('class_embed_type'): raise PriorError(f'{where}: its network wants to be told a class; only unconditional ones can be used')
+    if cfg.get('num_class_embeds') or cfg.get('class_embed_type'):
+        raise PriorError(f'{where}: its network wants to be told a class; only unconditional ones can be used')
     if not isinstance(side, int): raise PriorError(f'{where}: sample_size is {side!r}; give the side of its square pictures as one number')
 
 def from_diffusers(folder, # with config.json or unet/config.json, and scheduler_config.json beside it or in scheduler/
@@ -347,7 +358,8 @@ def from_diffusers(folder, # with config.json or unet/config.json, and scheduler
     "A prior from a folder of diffusers, on the CPU. Raises PriorError."
     folder = Path(folder)
     at,noise = _part(folder, ('unet', ''), 'config.json'),_part(folder, ('scheduler', ''), 'scheduler_config.json')
-    if not at or not noise: raise PriorError(f'{folder}: no {"scheduler_config.json" if at else "config.json"}; give the folder that holds the network and its scheduler')
+    if not at or not noise:
+        raise PriorError(f'{folder}: no {"scheduler_config.json" if at else "config.json"}; give the folder that holds the network and its scheduler')
     cfg,scheduler = _read_json(at/'config.json'),_read_json(noise/'scheduler_config.json')
     _unconditional(cfg, at/'config.json')
     schedule,variance = diffusers_schedule(scheduler, noise/'scheduler_config.json')
@@ -365,7 +377,8 @@ PRIORS = {
     'p2-ffhq-256':       Entry('adm-ffhq-256', 256, 'MIT (code); weights trained on FFHQ, CC BY-NC-SA', 374, page='https://github.com/jychoi118/P2-weighting'),
     'difface-ffhq-512':  Entry('difface-512', 512, 'S-Lab 1.0, non-commercial', 639, page='https://github.com/zsyOAOA/DifFace',
                                url='https://github.com/zsyOAOA/DifFace/releases/download/V1.0/iddpm_ffhq512_ema500000.pth'),
-    **{f'google/ddpm-{what}-256': Entry('hub', 256, 'Apache-2.0', 455, url=f'https://huggingface.co/google/ddpm-{what}-256') for what in ('celebahq', 'cat', 'church')},
+    **{f'google/ddpm-{what}-256': Entry('hub', 256, 'Apache-2.0', 455, url=f'https://huggingface.co/google/ddpm-{what}-256')
+       for what in ('celebahq', 'cat', 'church')},
 }
 
 def shipped(name:str) -> Path|None:
@@ -440,7 +453,9 @@ def fetch(url, to, mb, sha256=None) -> Path: # size in MB, as published
 def _fetch(name):
     "Download a named prior to the cache, or say how to get it."
     e,to = PRIORS[name],cache_path(name)
-    if not e.url: raise PriorError(f'{name}: cannot be fetched by a program; get it from {e.page} and put it at {to}' if e.page else f'{name}: is not part of this installation; it lies in data/ of a checkout')
+    if not e.url:
+        raise PriorError(f'{name}: cannot be fetched by a program; get it from {e.page} and put it at {to}' if e.page else
+                         f'{name}: is not part of this installation; it lies in data/ of a checkout')
     if online(): print(f'Fetching {name} ({e.size_mb} MB, licence: {e.licence}) from {e.url}', file=sys.stderr)
     try: return fetch(e.url, to, e.size_mb, e.sha256)
     except OSError as err: raise PriorError(f'{name}: {err}') from None
@@ -448,7 +463,8 @@ def _fetch(name):
 def hub_files(repo, *patterns) -> Path: # patterns of file names
     "Folder with these files of a hub repository, cached by huggingface_hub. Raises PriorError."
     try: return Path(snapshot_download(repo, allow_patterns=patterns, etag_timeout=5))
-    except Exception as e: raise PriorError(f'{repo}: not cached and not reachable on the hub ({type(e).__name__}); check the name or the network') from None   # see _continue
+    except Exception as e:   # see _continue
+        raise PriorError(f'{repo}: not cached and not reachable on the hub ({type(e).__name__}); check the name or the network') from None
 
 def _intact(folder):
     "The folder, if its weights have the SHA-256 under which they are cached. Raises PriorError."
@@ -465,7 +481,7 @@ def _from_hub(repo):
 def best_device(asked=None):
     "What was asked for; else cuda if there is one, else mps, else cpu."
     if asked and str(asked)!='cuda': return torch.device(asked)
-    if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')     # of a team each its own
+    if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')   # of a team each its own
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def is_repo(name:str) -> bool:
@@ -480,9 +496,11 @@ def load_prior(source='faces64', # name in PRIORS, path (folder, .safetensors, .
               ) -> Prior:
     "Load a diffusion prior. Raises `PriorError` with one line that says what to do."
     name,path = str(source),Path(source)
-    if name in PRIORS and PRIORS[name].family!='hub': prior = _load_path(where_is(name) or _fetch(name), family=None if shipped(name) else PRIORS[name].family, schedule=schedule, name=name)
+    if name in PRIORS and PRIORS[name].family!='hub':
+        prior = _load_path(where_is(name) or _fetch(name), family=None if shipped(name) else PRIORS[name].family, schedule=schedule, name=name)
     elif path.exists() or path.suffix in ('.pt', '.pth', '.safetensors'): prior = _load_path(path, family=family, schedule=schedule)
     elif is_repo(name): prior = _load_path(_from_hub(name), name=name)
     else: raise PriorError(f'{name}: neither a file nor a known prior ({", ".join(PRIORS)}) nor a hub id user/repo')
-    if not half and prior.card.get('tuned', {}).get('above'): raise PriorError(f'{name}: was tuned for some noise levels only; load_person (restore --person) puts the prior that it came from beside it')
+    if not half and prior.card.get('tuned', {}).get('above'):
+        raise PriorError(f'{name}: was tuned for some noise levels only; load_person (restore --person) puts the prior that it came from beside it')
     return prior.to(best_device(device))

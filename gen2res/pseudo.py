@@ -29,9 +29,11 @@ PSEUDO_SIDE,PSEUDO_K,PSEUDO_L,PSEUDO_N,PSEUDO_STRIDE = 512,600,360,16,4 # DT-BFR
 def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
     "The paper's numbers at this prior's side, where none are given."
     at = At(PSEUDO_SIDE, prior)
-    if L is not None and L<0 or N is not None and N<1: raise ValueError(f'what is held: L must be a noise index from 0 on and N a factor from 1 on, got L = {L}, N = {N}')
+    if L is not None and L<0 or N is not None and N<1:
+        raise ValueError(f'what is held: L must be a noise index from 0 on and N a factor from 1 on, got L = {L}, N = {N}')
     K,steps = at.t(PSEUDO_K) if K is None else K,int(steps) if str(steps).isdecimal() else steps
-    return dict(K=K, L=at.t(PSEUDO_L) if L is None else L, N=at.N(PSEUDO_N) if N is None else N, steps=max(1, round(K/PSEUDO_STRIDE)) if steps is None and K else steps)
+    return dict(K=K, L=at.t(PSEUDO_L) if L is None else L, N=at.N(PSEUDO_N) if N is None else N,
+                steps=max(1, round(K/PSEUDO_STRIDE)) if steps is None and K else steps)
 
 def pseudo_targets(y0, # B x 3 x S x S in [-1, 1]: a restorer's output
                    prior, # of load_prior
@@ -121,5 +123,7 @@ def _manifest(out):
 def restorer_hash(restorer) -> str:
     "Which restorer was it? Its name, its weights, and CodeFormer's w."
     if restorer is None: return 'none'
-    if not hasattr(restorer, 'model'): raise ValueError('the restorer must be one of load_restorer: a bare function cannot be told from another, and targets made by another would be taken for its own')
+    if not hasattr(restorer, 'model'):
+        raise ValueError('the restorer must be one of load_restorer: a bare function cannot be told from another, '
+                         'and targets made by another would be taken for its own')
     return f'{restorer.name} {weights_hash(restorer.model)}' + ('' if getattr(restorer, 'fidelity', None) is None else f' w={restorer.fidelity:g}')

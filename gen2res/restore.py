@@ -79,9 +79,11 @@ RECIPES = {
     'closed-form': Recipe(200, 256, source='ours; details of photos of the person mixed in by noise level, nothing is tuned (see untuned)'),
     'difface': Recipe(400, 512, source='DifFace (Yue and Loy 2022), K = 400'),
     'ilvr':    Recipe(None, 256, lambda y, at: [LowFreq(y, at.N(16))], source='ILVR (Choi et al. 2021); N = 16 chosen here'),
-    'dda':     Recipe(500, 256, lambda y, at: [Guide(y, .5, filter=partial(lowpass, N=at.N(16)))], source='DDA (Gao et al. 2023), K = 500; scale and N chosen here'),
+    'dda':     Recipe(500, 256, lambda y, at: [Guide(y, .5, filter=partial(lowpass, N=at.N(16)))],
+                      source='DDA (Gao et al. 2023), K = 500; scale and N chosen here'),
     'pgdiff':  Recipe(None, 512, lambda y, at: [PartialGuide(y, .5)], source='PG-Diff (Yang et al. 2023); scale chosen here'),
-    'diffbir': Recipe(None, 512, lambda y, at: [X0Guide(y, y[0].numel()/8)], source='DiffBIR (Lin et al. 2023); scale chosen here; made for a prior of codes, and for a photo that a restorer has cleaned'),
+    'diffbir': Recipe(None, 512, lambda y, at: [X0Guide(y, y[0].numel()/8)],
+                      source='DiffBIR (Lin et al. 2023); scale chosen here; made for a prior of codes, and for a photo that a restorer has cleaned'),
     'dr2':     Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16))], 300, 'DR2 (Wang et al. 2023); K, N and tau chosen here; its restorer comes after'),
     'pseudo':  Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16), lo=at.t(360))], source='DT-BFR, Sec. 4: K = 600, L = 360, N = 16')}
 TUNED = 'generative','personal' # recipes that tune the prior on an album first and then walk as plain does
@@ -113,7 +115,8 @@ class Restorer:
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|None=None, steps=None, # None: the recipe's K
                  album=None, # N x 3 x S x S: the person's photos, for 'personal' and 'closed-form'
-                 n:int|None=None, every:int|None=None, scale:float|None=None, album_steps=None, album_K:int|None=None, # of a generative album; None: what goes with `tuning`
+                 n:int|None=None, every:int|None=None, scale:float|None=None, # of a generative album; None: what goes with `tuning`
+                 album_steps=None, album_K:int|None=None, # likewise
                  tuning:dict|str|None=None, # the name of a preset, or arguments of `tune`; None: 'fast' for 'generative', 'all-levels' for 'personal'
                  seed:int=0, # of album and tuning
                  folder=None, # keep unfinished albums and tunings here: killed and called again, they go on
@@ -127,11 +130,13 @@ class Restorer:
         tuning = tuning or ('fast' if recipe=='generative' else 'all-levels')
         preset = preset_for(prior, tuning, recipe_K(recipe, prior) if K is None else K) if isinstance(tuning, str) else None
         self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, preset or tuning)
-        self.made = dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps, album_K)) if recipe=='generative' else None
+        self.made = (None if recipe!='generative' else
+                     dict(scale=guide_scale(prior) if scale is None else scale, **_album_plan(prior, preset, n, every, album_steps, album_K)))
         self.album,self.person,self.folder = album if recipe in OWN else None,None,folder
         self.places = set()
         prior.schedule.timesteps(K := self.settings()['K'], steps)                         # complains now, not after an hour of tuning
-        if K>(known := prior.card.get('tuned', {}).get('below') or K): warnings.warn(f'{prior.name}: was tuned for K up to {known}, and from {K} it may be worse than untuned')
+        if K>(known := prior.card.get('tuned', {}).get('below') or K):
+            warnings.warn(f'{prior.name}: was tuned for K up to {known}, and from {K} it may be worse than untuned')
 
     def _unfinished(self, pictures, what):
         "Where the work on these pictures is kept: a folder named by all that determines it."
@@ -151,7 +156,8 @@ class Restorer:
         if self.recipe=='generative': self.forget()
 
     def _tuned(self, album):
-        return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress, callback=counted(self.watch, 'tuning the prior', self.tuning['iters']), **self.tuning)
+        return tune(self.base, album, seed=self.seed, folder=self._unfinished(album, 'tuning'), progress=self.progress,
+                    callback=counted(self.watch, 'tuning the prior', self.tuning['iters']), **self.tuning)
 
     def _album(self, y):
         m = self.made; walks = -(-m['n']//together(self.base, m['n']))                       # batches, as generative_album makes them
@@ -232,10 +238,13 @@ def signed(about) -> dict: # of read_record
     return {'Software': f'gen2res {gen2res.__version__}', 'Comment': NOTICE, 'gen2res': json.dumps(about)}
 
 def record(settings, # of Restorer.settings
-           seed=0, samples=1, kept=0, source='', how='aligned', # kept: which of the samples this is; source: the photo's name; how: see face_square
-           faces=None, file=None) -> dict: # faces: of a whole photo the squares that were restored, and kept is a list, too; file: 12 hex digits of the photo's SHA-256
+           seed=0, samples=1, kept=0, # kept: which of the samples this is
+           source='', how='aligned', # source: the photo's name; how: see face_square
+           faces=None, # of a whole photo the squares that were restored, and kept is a list, too
+           file=None) -> dict: # 12 hex digits of the photo's SHA-256
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
-    return signed(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how) | {k: v for k,v in dict(faces=faces, file=file).items() if v is not None})
+    more = {k: v for k,v in dict(faces=faces, file=file).items() if v is not None}
+    return signed(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how) | more)
 
 XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
@@ -254,7 +263,8 @@ def read_record(path) -> dict:
 
 def again(record, photo, prior, album=None) -> Image.Image: # record: of read_record; photo: the file; of a square also the square itself, 1 x 3 x S x S
     "The picture that a record speaks of, bit for bit on the same machine."
-    if 'file' in record and not isinstance(photo, torch.Tensor) and record['file']!=digest(photo): raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
+    if 'file' in record and not isinstance(photo, torch.Tensor) and record['file']!=digest(photo):
+        raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
     r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples'])
     if 'faces' in record: return restored_faces(load_photo(photo), [Face(*f) for f in record['faces']], record['crop'], r, *seeds)[0]
     y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]
@@ -264,15 +274,20 @@ def _same_pass(record, one_pass):
     "Is it the restorer that a record of one pass speaks of?"
     about = one_pass.settings() if hasattr(one_pass, 'settings') else {}
     other = [k for k in ('weights', 'fidelity') if about.get(k)!=record[k]]
-    if other: raise ValueError(f'made in one pass by {record["restorer"]}, {other[0]} {record[other[0]]}; this is {about.get("restorer", "a prior")}, {about.get(other[0], "which takes many")}')
+    if other:
+        raise ValueError(f'made in one pass by {record["restorer"]}, {other[0]} {record[other[0]]}; '
+                         f'this is {about.get("restorer", "a prior")}, {about.get(other[0], "which takes many")}')
     return one_pass
 
 def restorer_of(record, prior, album=None) -> Restorer:
     "The restorer that a record speaks of. Raises ValueError if the prior (for one pass: the OnePass) is another."
     if record['recipe']=='one pass': return _same_pass(record, prior)
-    if record['weights']!=prior.fingerprint(): raise ValueError(f'made with {record["prior"]}{" tuned on a person" if "person" in record else ""}, weights {record["weights"]}; this is {prior.name}, weights {prior.fingerprint()}')
+    if record['weights']!=prior.fingerprint():
+        raise ValueError(f'made with {record["prior"]}{" tuned on a person" if "person" in record else ""}, weights {record["weights"]}; '
+                         f'this is {prior.name}, weights {prior.fingerprint()}')
     if record.get('bf16', False)!=prior.bf16: raise ValueError(f'made with bf16 = {record.get("bf16", False)}; set it on the prior')
-    if record['recipe'] in OWN and (album is None or album_hash(to_u8(album))!=record['album']): raise ValueError(f'made with another album (hash {record["album"]})')
+    if record['recipe'] in OWN and (album is None or album_hash(to_u8(album))!=record['album']):
+        raise ValueError(f'made with another album (hash {record["album"]})')
     made = {f'album_{k}' if k in ('K', 'steps') else k: v for k,v in (record.get('album') if isinstance(record.get('album'), dict) else {}).items()}
     return Restorer(prior, record['recipe'], record['K'], record['steps'], album, **made, tuning=record.get('tuning'), seed=record.get('album_seed', 0))
 
@@ -308,17 +323,22 @@ def _written(picture, tiles, about, to, force):
         h.write(json.dumps({**about, 'gen2res': json.loads(about['gen2res'])}, indent=1).encode())
     return to[:2]
 
-HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', 'square': 'photo (as it is: no face found)', 'aligned': 'photo'} # labels by face_square's answer
+HOW = {'face': 'photo (face)', 'centre': 'photo (centre: no face found)', # labels by face_square's answer
+       'square': 'photo (as it is: no face found)', 'aligned': 'photo'}
 
 def _tiles(y, xs, best, title, how, truth=None):
     "(picture, label) pairs of the sheet: of one sample before, after and truth; of several all of them and their spread."
     if len(xs)==1: tiles = [(y, how), (xs, title)]
-    else: tiles = [(y, how)] + [(x, f'{i+1}: most faithful' if i==best else f'{i+1}') for i,x in enumerate(xs)] + [(spread_map(xs), 'spread: bright is invented')]
+    else:
+        answers = [(x, f'{i+1}: most faithful' if i==best else f'{i+1}') for i,x in enumerate(xs)]
+        tiles = [(y, how), *answers, (spread_map(xs), 'spread: bright is invented')]
     return tiles + ([] if truth is None else [(truth, 'truth')])
 
 def restore_square(y, # 1 x 3 x side x side
                    restorer, name:str, out, seed:int=0, samples:int=1, force:bool=False,
-                   truth=None, how:str='aligned', file=None, **kw): # truth: shown on the sheet if known; how: see face_square; file: see record; kw: progress, callback
+                   truth=None, # shown on the sheet if known
+                   how:str='aligned', file=None, # how: see face_square; file: see record
+                   **kw): # progress, callback
     "Restore one square and write result, sheet and record; returns the paths of the first two."
     xs = restorer(y, seed, samples, **kw).cpu(); best = most_faithful(xs, y)
     about = record(restorer.settings(), seed, samples, best, name, how, file=file)
@@ -336,7 +356,9 @@ def restored_faces(photo, # of load_photo
 
 SHOWN = 6 # faces on a sheet; the others are done all the same
 
-def restore_photo(photo, restorer, name:str, out, faces, how, seed:int=0, samples:int=1, force:bool=False, file=None, **kw): # photo: of load_photo; faces, how: of look_for; file: see record
+def restore_photo(photo, # of load_photo
+                  restorer, name:str, out, faces, how, # faces, how: of look_for
+                  seed:int=0, samples:int=1, force:bool=False, file=None, **kw): # file: see record
     "Restore the faces of a photo in their places and write result, sheet and record; returns the paths of the first two."
     made,done = restored_faces(photo, faces, how, restorer, seed, samples, **kw)
     about = record(restorer.settings(), seed, samples, [best for *_,best in done], name, how, [list(f) for f in faces], file)
@@ -357,11 +379,15 @@ LARGE = 2 # times the prior's side: a face of more pixels may show what no answe
 
 def _warn_of_large(path, faces, side):
     large = [f.side for f in faces if f.side>LARGE*side]
-    if large: warnings.warn(f'{path}: {"a face" if len(large)==1 else f"{len(large)} faces"} of {max(large):.0f} pixels{" at most"*(len(large)>1)}, restored at {side}: nothing finer is repaired, and what could be read before may come out worse; see the sheet')
+    if not large: return
+    who = 'a face' if len(large)==1 else f'{len(large)} faces'
+    warnings.warn(f'{path}: {who} of {max(large):.0f} pixels{" at most"*(len(large)>1)}, restored at {side}: nothing finer is repaired, '
+                  'and what could be read before may come out worse; see the sheet')
 
 def _warn_of_itself(path, squares, restorer):
     album = getattr(restorer, 'album', None)
-    if album is not None and any(shows(album, y) for y in squares): warnings.warn(f'{path}: is in the album, too, and what is wrong with it passes for right there; take it out')
+    if album is not None and any(shows(album, y) for y in squares):
+        warnings.warn(f'{path}: is in the album, too, and what is wrong with it passes for right there; take it out')
 
 def restore_file(path, restorer, out='restored', force:bool=False,
                  square:bool=False, # the best face only, as a square at the prior's side

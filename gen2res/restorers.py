@@ -37,7 +37,8 @@ class RestorationModel:
                  multiple:int=1, least:int=1, square:bool=False, # sides must be multiples of this, at least so long, equal
                  scale:int=1, fidelity:float|None=None, card:dict|None=None, # scale: of the result; fidelity: CodeFormer's w
                  call=None): # call(model, x) -> picture, where that is not model(x)
-        self.model,self.name,self.arch,self.multiple,self.least,self.square,self.scale,self.fidelity,self.card = model,name,arch,multiple,least,square,scale,fidelity,card or {}
+        self.model,self.name,self.arch,self.card = model,name,arch,card or {}
+        self.multiple,self.least,self.square,self.scale,self.fidelity = multiple,least,square,scale,fidelity
         self.call = call or (lambda model, x: model(x))
 
     @property
@@ -84,7 +85,9 @@ class RestorationModel:
         self.model.eval()
         return torch.cat([self.forward(part.to(self.device)).clamp(-1, 1).float().cpu() for part in y.split(batch)]).to(y.device)
 
-    def __repr__(self): return f'RestorationModel({self.name}: {self.arch or type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters())/1e6:.1f}M parameters)'
+    def __repr__(self):
+        size = sum(p.numel() for p in self.model.parameters())/1e6
+        return f'RestorationModel({self.name}: {self.arch or type(self.model).__name__}, {size:.1f}M parameters)'
 
 # %% ../nbs/12_restorers.ipynb #7c74f8bf
 def _spandrel():
@@ -104,13 +107,15 @@ def _quiet(f, *args, **kw):
 def _multiple(d) -> int:
     "Sides must be multiples of this. A SwinIR that folds pixels needs whole windows of folded ones, which spandrel does not say."
     net = d.model
-    return math.lcm(d.size_requirements.multiple_of or 1, getattr(net, 'window_size', 1)*getattr(net, 'start_unshuffle', 1) if d.architecture.name=='SwinIR' else 1)
+    window = getattr(net, 'window_size', 1)*getattr(net, 'start_unshuffle', 1) if d.architecture.name=='SwinIR' else 1
+    return math.lcm(d.size_requirements.multiple_of or 1, window)
 
 def _recognised(state, where):
     "spandrel's descriptor of a state dict."
     spandrel = _quiet(_spandrel)
     try: d = _quiet(spandrel.ModelLoader(device='cpu').load_from_state_dict, dict(state))
-    except spandrel.UnsupportedModelError: raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
+    except spandrel.UnsupportedModelError:
+        raise PriorError(f'{where}: of no architecture that spandrel knows; CodeFormer and some others need pip install "gen2res[restorers]"') from None
     except (RuntimeError, KeyError, ValueError) as e: raise PriorError(f'{where}: its tensors do not fit together ({str(e).splitlines()[0][:100]})') from None
     if not isinstance(d, spandrel.ImageModelDescriptor): raise PriorError(f'{where}: a network for {d.purpose}, not for restoration')
     if (d.input_channels,d.output_channels)!=(3,3): raise PriorError(f'{where}: works on {d.input_channels} channels, not on colour pictures')
@@ -125,7 +130,8 @@ def _wrapped(d, name, fidelity=None, card=None) -> RestorationModel:
     if arch=='CodeFormer' and fidelity is None: fidelity = card.get('fidelity', .5)
     if arch in LICENCES: card = dict(licence=LICENCES[arch]) | card
     least = size.minimum or (512 if arch in SIGNED else 1)                                       # where spandrel does not say it
-    return RestorationModel(d.model.eval(), name, arch, _multiple(d), least, size.square or arch=='GFPGAN', d.scale, fidelity, card, d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
+    return RestorationModel(d.model.eval(), name, arch, _multiple(d), least, size.square or arch=='GFPGAN', d.scale, fidelity, card,
+                            d._call_fn)   # spandrel's own call, which knows the networks that return more than a picture
 
 def _plain(name, scale):
     "Restorers that are formulas."
@@ -169,7 +175,9 @@ class OnePass:
     "A restorer where the commands and the sheet expect a `Restorer`: no prior, no walk."
     title = 'restored in one pass'
     def __init__(self, restorer, side:int|None=None): self.restorer,self.side = restorer,side or restorer.side
-    def settings(self): return dict(recipe='one pass', restorer=self.restorer.name, side=self.side, weights=weights_hash(self.restorer.model), fidelity=self.restorer.fidelity)
+    def settings(self):
+        r = self.restorer
+        return dict(recipe='one pass', restorer=r.name, side=self.side, weights=weights_hash(r.model), fidelity=r.fidelity)
     def __call__(self, y, seeds=0, samples=1, **kw): return self.restorer(y)
     def forget_photo(self): "Nothing is kept."
     def walking(self): return nullcontext()                                                # it does not walk
@@ -177,7 +185,8 @@ class OnePass:
 def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:int=6):
     "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's does with 8 x 8 of 512."
     from spandrel.architectures.SwinIR import SwinIR
-    net = _quiet(SwinIR, img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8, mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)
+    net = _quiet(SwinIR, img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8,
+                 mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)
     return RestorationModel(net, f'swinir{side}', 'SwinIR', multiple=8*fold, card=dict(side=side))
 
 # %% ../nbs/12_restorers.ipynb #56d1b558
@@ -296,8 +305,14 @@ class RestorerTuner(Run):
     "Trains a copy of a restorer on pairs; resumes from `out`/state.pt; leaves `out`/restorer.safetensors."
     def __init__(self, restorer, pairs, # pairs(generator, n) -> (photos, targets), n x 3 x S x S in [-1, 1] each
                  real=None, # N x 3 x S x S, uint8: good photos for the discriminator
-                 out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, cosine:bool=True, decay:float=1., val=None, # val: (photos, truths) to measure on
-                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999, losses:dict|None=None, vqgan=None, data:str='', side:int|None=None, drop_path:bool=False, **kw): # losses: arguments of ImageLosses or CodeLosses; drop_path: leave out blocks by chance, as SwinIR may in training; data: a name for the pairs, compared when a run is resumed; side: of the squares, for the card; kw: see Run
+                 out=None, iters:int=20_000, batch:int=16, lr:float=1e-4, cosine:bool=True, decay:float=1.,
+                 val=None, # (photos, truths) to measure on
+                 amp:bool=False, flips:bool=True, seed:int=0, ema:float=.999,
+                 losses:dict|None=None, vqgan=None, # losses: arguments of ImageLosses or CodeLosses
+                 data:str='', # a name for the pairs, compared when a run is resumed
+                 side:int|None=None, # of the squares, for the card
+                 drop_path:bool=False, # leave out blocks by chance, as SwinIR may in training
+                 **kw): # see Run
         super().__init__(out, iters, lr, seed=seed, ema=ema, cosine=cosine, decay=decay, **kw)
         self.device,self.pairs,self.real,self.batch,self.val,self.amp,self.flips,self.name = restorer.device,pairs,real,batch,val,amp,flips,restorer.name
         self.data,self.side,self.drop_path = data,side,drop_path
@@ -317,7 +332,9 @@ class RestorerTuner(Run):
         self.resume()
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt) | self.losses.parts()
-    def fixed(self): return {k: getattr(self, k) for k in ('batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','drop_path','name')} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
+    def fixed(self):
+        names = 'batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','drop_path','name'
+        return {k: getattr(self, k) for k in names} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
 
     def batch_at(self, it):
         "Photos, targets and good photos of iteration `it`."
@@ -343,7 +360,8 @@ class RestorerTuner(Run):
         "The restorer with the averaged weights."
         r = copy.copy(self.restorer); r.model = copy.deepcopy(self.avg).eval()
         tuned = dict(base=f'{self.name} {self.start}', iterations=self.it, batch=self.batch, lr=self.lr, data=self.data, losses=self.losses.fixed())
-        r.card = dict(arch=r.arch, tuned=tuned, **{k: v for k,v in dict(side=self.side or r.card.get('side'), fidelity=r.fidelity, licence=r.card.get('licence')).items() if v is not None})
+        known = dict(side=self.side or r.card.get('side'), fidelity=r.fidelity, licence=r.card.get('licence'))
+        r.card = dict(arch=r.arch, tuned=tuned, **{k: v for k,v in known.items() if v is not None})
         return r
 
     def noted(self): return {f'{k} loss': round(float(v.detach() if isinstance(v, torch.Tensor) else v), 5) for k,v in self.terms.items()}
@@ -356,7 +374,8 @@ class RestorerTuner(Run):
     def sheet(self, n:int=6):
         "Photos, what has become of them, and their targets."
         y,x,_ = self.batch_at(0)
-        save_image(grid(torch.cat([y[:n].cpu(), self.result()(y[:n]).cpu(), x[:n].cpu()]), cols=min(n, len(y))), self.out/f'preview_{self.it:06}.png', overwrite=True)
+        rows = torch.cat([y[:n].cpu(), self.result()(y[:n]).cpu(), x[:n].cpu()])
+        save_image(grid(rows, cols=min(n, len(y))), self.out/f'preview_{self.it:06}.png', overwrite=True)
 
     def finish(self):
         if self.out: save_restorer(self.result(), self.out/'restorer.safetensors')
@@ -433,7 +452,8 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
           watch=None, iters:int=20_000, **kw # watch: see counted; kw: of tune_restorer
          ) -> RestorationModel:
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
-    if restorer.least>prior.side: raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
+    if restorer.least>prior.side:
+        raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
     if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)
     RestorerTuner(restorer, None, real, side=prior.side, iters=iters, **kw)                    # what is wrong with it is said before the long work
     all_of_us = team()
@@ -441,4 +461,5 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
     all_of_us.wait_for_everyone()
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'left out: ')                                      # is reported
-        return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress, counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)
+        return tune_restorer(restorer, lq, Path(work)/'targets', real, prior.side, Path(work)/'run', progress,
+                             counted(watch, 'tuning the restorer', iters), seed=seed, iters=iters, **kw)

@@ -19,7 +19,8 @@ class Schedule:
     def __init__(self, betas, # T values in (0, 1)
                  name:str='custom'): # recorded when a prior is saved
         self.betas,self.name = torch.as_tensor(betas, dtype=torch.float64),name
-        if not ((self.betas>0) & (self.betas<1)).all(): raise ValueError(f'betas must lie in (0, 1); {name} with T = {len(self.betas)} has {self.betas.min():.3g} .. {self.betas.max():.3g}')
+        if not ((self.betas>0) & (self.betas<1)).all():
+            raise ValueError(f'betas must lie in (0, 1); {name} with T = {len(self.betas)} has {self.betas.min():.3g} .. {self.betas.max():.3g}')
         self.abar = torch.cumprod(1-self.betas, 0)
         self._abar = torch.cat([self.abar, self.abar.new_ones(1)])   # its index -1 is the clean picture
         self._numbers = self._abar.tolist()

@@ -13,7 +13,7 @@ import numpy as np
 from .bench import Bench
 from .explore import compared, detail
 from .images import ImageError, list_images, load_image, square
-from .metrics import METRICS, can_run, metric
+from .metrics import METRICS, at_hand, metric
 from .restore import OWN, RECIPES, Restorer, digest
 
 # %% ../nbs/22_sets.ipynb #7455e7fc
@@ -56,7 +56,7 @@ def _measures(truth:bool) -> dict: # name -> f(x, truth)
     ours = {'fine detail, dB': lambda x, t: detail(x)}
     kinds = ('single','pair') if truth else ('single',)
     one = lambda m: lambda x, t: metric(m)(x, t) if METRICS[m].kind=='pair' else metric(m)(x)
-    return ours | {m: one(m) for m,e in METRICS.items() if e.kind in kinds and m!='ms_ssim' and not can_run(m)}
+    return ours | {m: one(m) for m in at_hand(*METRICS) if METRICS[m].kind in kinds and m!='ms_ssim'}
 
 def set_table(b, name:str, recipes=('plain',), n:int|None=None, **kw): # n: only the first n photos; kw: of Restorer
     "Rows: each measure of the photos as they are and under each recipe, with intervals over photos."

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD', 'PRESET', 'WEIGHTS', 'RIVALS', 'NAMES', 'SET',
-           'SINGLE', 'THEIRS', 'AS', 'PERSON', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'theirs', 'alone',
-           'set_score', 'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2',
-           'table_15', 'table_25', 'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11',
-           'table_12', 'table_4', 'table_6', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_held',
-           'table_iters', 'table_seeds']
+           'SINGLE', 'THEIRS', 'AS', 'PERSON', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'alone', 'set_score',
+           'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15',
+           'table_25', 'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12',
+           'table_4', 'table_6', 'table_lpips', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps',
+           'table_held', 'table_iters', 'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -20,7 +20,7 @@ from .explore import compared, detail, job_name, scores
 from .degrade import degrade
 from .filters import lowpass
 from .images import list_images, load_image, square
-from .metrics import METRICS, can_run, frechet, metric, statistics
+from .metrics import at_hand, frechet, metric, statistics
 from .prior import weights_hash
 from .pseudo import PSEUDO_N, PSEUDO_SIDE, pseudo_numbers, pseudo_targets
 from .restore import RECIPES, At, recipe_K, recipe_arguments, restore
@@ -43,7 +43,11 @@ def _half(data, which:int, side:int=64) -> torch.Tensor:
 
 def _real(data, side): return torch.cat([square(load_image(p), side) for p in list_images([Path(data)/REAL_FOLDER])])
 
-def photos(data, kind:str, split:str, part=slice(None), side:int=64) -> tuple: # kind: as in SETS, by any factor, or REAL; split: 'train' or 'val'; part: a slice of them -> (photos, truths)
+def photos(data,
+           kind:str, # as in SETS, by any factor, or REAL
+           split:str, # 'train' or 'val'
+           part=slice(None), # of them
+           side:int=64) -> tuple: # (photos, truths)
     "Portraits, each damaged by its own draw; real photos are their own truth."
     if kind==REAL: y = _real(data, side)[part]; return y,y
     truth = (_half(data, 0, side) if split=='train' else portraits(data, 'val', side)['images'])[part]
@@ -55,11 +59,15 @@ N_PHOTOS,BLOCK = 500,100 # unlabelled photos; how many of them make one job
 HELD = 16 # N for faces of 16 pixels and fewer
 PRESET = 'fast' # of RESTORER_PRESETS; in bf16 where that is quick: half the time
 WEIGHTS = dict(perceptual=.1, gan=.1) # of Eq. 6
-RIVALS = {'difface': 'pre-trained', 'ilvr': 'none', 'dda': 'none', 'pgdiff': 'pre-trained', 'dr2': 'none'} # supplement, Algorithms 3 to 6 and 8: does it start from a restorer's output?
+# supplement, Algorithms 3 to 6 and 8: does it start from a restorer's output?
+RIVALS = {'difface': 'pre-trained', 'ilvr': 'none', 'dda': 'none', 'pgdiff': 'pre-trained', 'dr2': 'none'}
 
 class Tables(Bench):
     "The bench of this page: what a restorer, targets and tuned restorers make of photos."
-    def __init__(self, data, prior, work, restorer=None, n:int|None=None, preset:str=PRESET, iters:int|None=None, batch:int|None=None, **kw): # n: unlabelled photos, None: as on this page; preset, iters, batch: of the tuning, None: as in the preset; kw: of Bench
+    def __init__(self, data, prior, work, restorer=None,
+                 n:int|None=None, # unlabelled photos, None: as on this page
+                 preset:str=PRESET, iters:int|None=None, batch:int|None=None, # of the tuning, None: as in the preset
+                 **kw): # of Bench
         super().__init__(data, prior, work, **kw)
         if preset not in RESTORER_PRESETS: raise ValueError(f'no preset {preset!r}; there are: {", ".join(RESTORER_PRESETS)}')
         self.restorer,self.n = restorer or load_restorer('swinir64', prior.device),n or N_PHOTOS
@@ -90,7 +98,10 @@ class Tables(Bench):
         plan = pseudo_numbers(self.prior, **dict(N=self.N(kind)) | numbers) if recipe=='ours' else self._rival(recipe) | dict(N=self.N(kind))
         return self.job('targets', kind=kind, recipe=recipe, by=by or RIVALS.get(recipe, 'pre-trained'), split=split, block=block, seed=seed, **plan)
 
-    def training(self, kind, targets=None, losses=None, seed=0, **kw) -> dict: # targets: of `targets`, or 'truth'; losses: of tune_restorer; kw: n, unlabelled photos (None for all), and of the tuning what differs
+    def training(self, kind,
+                 targets=None, # of `targets`, or 'truth'
+                 losses=None, # of tune_restorer
+                 seed=0, **kw) -> dict: # kw: n, unlabelled photos (None for all), and of the tuning what differs
         n = kw.pop('n', self.n)
         weights = {} if self.restorer.arch=='CodeFormer' else WEIGHTS
         return dict(kind=kind, targets=targets or {}, losses=weights | (losses or {}), seed=seed, tuning=self.tuning | kw, n=n)
@@ -170,8 +181,6 @@ SET = 'fd64','fd64 good' # distance of the set from its truths (the paper's FID)
 SINGLE = 'detail','musiq','maniqa' # of a picture alone; and 'held' is the PSNR of the low frequencies that the paper holds
 THEIRS = 'lpips','musiq','maniqa','deg','lmd' # the paper's own, where their weights are
 
-def theirs(): return *(m for m in THEIRS if not can_run(m)),
-
 def alone(m, x): return detail(x).numpy() if m=='detail' else metric(m)(x).cpu().numpy()
 
 def set_score(x, good, groups:int=10) -> list: # x: pictures; good: statistics -> [value, and again without each tenth]
@@ -194,10 +203,11 @@ def _set_rows(table, bases, m, **labels): # table: method -> set_score
 
 def table(bench, kind, jobs:dict, base, *others, names=NAMES, sets=SET, **labels): # jobs: method -> job
     "Rows of one table on one kind of photos: each method, and its difference from `base` and from `others`."
-    jobs,names = bench.chosen(jobs, base),(*names, *(m for m in theirs() if m not in names))
+    jobs,names = bench.chosen(jobs, base),(*names, *(m for m in at_hand(*THEIRS) if m not in names))
     bases = [b for b in (base, *others) if b in jobs]
     ours = pseudo_numbers(bench.prior, N=bench.N(kind))
-    labels = dict(kind=kind, restorer=bench.restorer.name, photos=bench.n, iters=bench.tuning['iters'], ours=' '.join(f'{k} {v}' for k,v in ours.items()), seed=0) | labels
+    labels = dict(kind=kind, restorer=bench.restorer.name, photos=bench.n, iters=bench.tuning['iters'],
+                  ours=' '.join(f'{k} {v}' for k,v in ours.items()), seed=0) | labels
     made = dict(zip(jobs, bench.scored(jobs.values(), (*names, *sets))))
     n = len(next(iter(made.values()))[names[0]])
     yield from compared({m: np.stack([s[k] for k in names], 1) for m,s in made.items()}, bases, names, **labels)
@@ -217,7 +227,8 @@ def of(*paper, own=False): # paper: its kinds; own: at 64 pixels by their own na
 def _rivals(b, k, names=('difface','pgdiff','dr2')): return {r: b.targets(k, r) for r in names}
 
 # %% ../nbs/21_tables.ipynb #dfe0e26d
-AS = {'psnr': 'psnr', 'ssim': 'ssim', 'pd64': 'lpips', 'fd64': 'fid', 'fd64 good': 'fid-ffhq', 'deg_dlib': 'deg', 'lmd_dlib': 'lmd'} | {m: m for m in THEIRS} # our measures and the paper's
+AS = {'psnr': 'psnr', 'ssim': 'ssim', 'pd64': 'lpips', 'fd64': 'fid', 'fd64 good': 'fid-ffhq', # our measures and the paper's
+      'deg_dlib': 'deg', 'lmd_dlib': 'lmd', **{m: m for m in THEIRS}}
 
 def printed(paper, numbers, kind, method, metric, restorer='SwinIR') -> float|None: # paper: rows of data/papers/dt_bfr.csv; numbers: of tables
     "What the paper prints there; of two restorers the one that is asked for."
@@ -248,7 +259,8 @@ def _main(b, k): return {'photo': b.restored(k, 'none'), 'pre-trained': b.restor
 
 @of(*SETS, own=True)
 def table_1(b, k):
-    "Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth, on each kind of photos; at 64 pixels on the paper's own kinds, too, which are harder there."
+    """Tables 1, 14, 17, 18: photo, pre-trained, targets, tuned, and tuned on the truth, on each kind of photos;
+    at 64 pixels on the paper's own kinds, too, which are harder there."""
     return table(b, k, _main(b, k) | {'tuned on truth': b.tuned(k, targets='truth')}, 'pre-trained', 'targets', 'tuned')
 
 # %% ../nbs/21_tables.ipynb #a16701b0
@@ -262,7 +274,8 @@ def table_26(b, k):
 def table_3(b, k, on=None, n=None):
     "Table 3: real photos. Ours are the aligned faces of `degraded`; tuned on other photos, and on these themselves. `ids64` and `pd64` are to the photo."
     on = on or b.here('4 severe')[0]
-    return table(b, k, _main(b, k) | {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))} | _rivals(b, k), 'pre-trained', f'tuned on {on}', names=('ids64','pd64','detail'), sets=SET[1:])
+    tuned = {'tuned': b.tuned(k, n=n), f'tuned on {on}': b.restored(k, by=b.training(on))}
+    return table(b, k, _main(b, k) | tuned | _rivals(b, k), 'pre-trained', f'tuned on {on}', names=('ids64','pd64','detail'), sets=SET[1:])
 
 # %% ../nbs/21_tables.ipynb #7fcf5be0
 @of('8 moderate','8 severe')
@@ -301,11 +314,15 @@ def table_13(b, k):
     return table(b, k, {'difface': b.targets(k, 'difface'), 'difface, tuned': b.targets(k, 'difface', by=b.training(k))}, 'difface')
 
 # %% ../nbs/21_tables.ipynb #07e5e7f1
-def choices(prior, N, free=(180,360,600), Ns=None) -> dict: # N: ours; free: K of walks that nothing holds; Ns: at the paper's side, None: half and twice as much as ours
-    "Tables 11 and 19: what differs from ours, named by the paper's numbers, at its side, and converted; steps in the paper's proportion. An N below 2 would hold everything."
+def choices(prior, N, # ours
+            free=(180,360,600), # K of walks that nothing holds
+            Ns=None) -> dict: # at the paper's side, None: half and twice as much as ours
+    """Tables 11 and 19: what differs from ours, named by the paper's numbers, at its side, and converted; steps in the paper's proportion.
+    An N below 2 would hold everything."""
     Ns = [n*prior.side//PSEUDO_SIDE for n in Ns] if Ns else (N//2, N*2)
     at,steps = At(PSEUDO_SIDE, prior),lambda K: dict(K=at.t(K), steps=max(1, round(pseudo_numbers(prior)['steps']*K/600)))
-    return {'ours': {}, **{f'N {n*PSEUDO_SIDE//prior.side}': dict(N=n) for n in Ns if n>1 and n!=N}, 'L 0': dict(L=0), 'L 180': dict(L=at.t(180)), 'K 900': steps(900),
+    held = {f'N {n*PSEUDO_SIDE//prior.side}': dict(N=n) for n in Ns if n>1 and n!=N}
+    return {'ours': {}, **held, 'L 0': dict(L=0), 'L 180': dict(L=at.t(180)), 'K 900': steps(900),
             **{f'free from {K}': steps(K) | dict(L=prior.schedule.T) for K in free}}
 
 @of('4 moderate', own=True)
@@ -341,15 +358,26 @@ def table_4(b, k, ns=(20,100,500,1000,None)):
 
 # %% ../nbs/21_tables.ipynb #cb85b07b
 def _losses(b, k, jobs, base, codes): # jobs: method -> losses; codes: are they CodeFormer's?
-    if codes!=(b.restorer.arch=='CodeFormer'): raise ValueError(f'this table is about {"CodeFormer" if codes else "any restorer but CodeFormer"}: name a file with --restorer')
+    if codes!=(b.restorer.arch=='CodeFormer'):
+        raise ValueError(f'this table is about {"CodeFormer" if codes else "any restorer but CodeFormer"}: name a file with --restorer')
     return table(b, k, {m: b.tuned(k, losses=l or None) for m,l in jobs.items()}, base)
 
-LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {}} | {f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}
+LOSSES = {'L1': dict(perceptual=0., gan=0.), 'L1 + pd64': dict(gan=0.), 'L1 + GAN': dict(perceptual=0.), 'all': {},
+          **{f'{p}, {g}': dict(perceptual=p, gan=g) for p in (1.,.1,.01) for g in (1.,.1,.01) if (p,g)!=(.1,.1)}}
 
 @of('4 moderate')
 def table_6(b, k):
     "Tables 6, 7: which losses, with which weights (perceptual, GAN)?"
     return _losses(b, k, LOSSES, 'all', False)
+
+@of('4 moderate')
+def table_lpips(b, k, weights=(1.,.1,.01)):
+    "Tables 6, 7 as the paper has them: with LPIPS itself where the others have `pd64`."
+    metric('lpips')                                                                           # says what is missing before the long work
+    losses = {'pd64 0.1': {}, 'L1 + GAN': LOSSES['L1 + GAN'], 'L1 + lpips': dict(by='lpips', gan=0.),
+              **{f'lpips {p}': dict(by='lpips', perceptual=p) for p in weights}}
+    jobs = {'pre-trained': b.restored(k), 'targets': b.targets(k)} | {m: b.tuned(k, losses=l) for m,l in losses.items()}
+    return table(b, k, jobs, 'lpips 0.1', 'pd64 0.1', names=(*NAMES, *PERSON))
 
 # %% ../nbs/21_tables.ipynb #5f2c97f8
 PARTS = {'encoder': dict(tuned=['encoder']), 'encoder, transformer': {}, 'encoder, transformer, cft': dict(tuned=['encoder','transformer','cft'])}
@@ -380,7 +408,8 @@ def table_27(b, repeats=5):
             'targets': (both, lambda: pseudo_targets(b.restorer(y), b.prior, seeds=[0])), **{r: (both, partial(rival, r)) for r in ('difface','pgdiff','dr2')}}
     times = np.array(turns(*(do for _,do in ways.values()), rounds=repeats)); seconds = np.median(times, 1)
     for (m,(millions,_)),s,t in zip(ways.items(), seconds, times):
-        yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', low=f'{t.min():.4f}', high=f'{t.max():.4f}', n=repeats, over_restorer=f'{s/seconds[0]:.1f}', machine=machine(b.prior.device))
+        yield dict(method=m, millions=f'{millions:.2f}', seconds=f'{s:.4f}', low=f'{t.min():.4f}', high=f'{t.max():.4f}', n=repeats,
+                   over_restorer=f'{s/seconds[0]:.1f}', machine=machine(b.prior.device))
 
 # %% ../nbs/21_tables.ipynb #27dca9e5
 @of('4 moderate')
@@ -393,14 +422,16 @@ def table_steps(b, k, steps=(27,150)):
 def table_held(b, k):
     "How true are the frequencies that a target is held to, and what do walks make of them that hold less?"
     free = b.targets(k, **choices(b.prior, b.N(k), (600,))['free from 600'])
-    return table(b, k, {'pre-trained': b.restored(k), 'targets': b.targets(k), 'free from 600': free, 'pgdiff': b.targets(k, 'pgdiff')}, 'targets', names=('held',), sets=())
+    jobs = {'pre-trained': b.restored(k), 'targets': b.targets(k), 'free from 600': free, 'pgdiff': b.targets(k, 'pgdiff')}
+    return table(b, k, jobs, 'targets', names=('held',), sets=())
 
 @of('4 moderate')
 def table_iters(b, k, longer=(400,800,2400)):
     "Tunings as the paper's, of 16 photos at a rate of 1e-4, cut to so many iterations, and its whole preset."
     whole = RESTORER_PRESETS['paper'] | dict(amp=True)
     paper = {f'{whole["batch"]} x {whole["iters"]}': b.restored(k, by=b.training(k) | dict(tuning=whole))}
-    return table(b, k, {'pre-trained': b.restored(k), 'ours': b.tuned(k)} | {f'16 x {n}': b.tuned(k, iters=n, batch=16, lr=1e-4) for n in longer} | paper, 'ours', iters='in the name')
+    cut = {f'16 x {n}': b.tuned(k, iters=n, batch=16, lr=1e-4) for n in longer}
+    return table(b, k, {'pre-trained': b.restored(k), 'ours': b.tuned(k)} | cut | paper, 'ours', iters='in the name')
 
 @of('4 moderate')
 def table_seeds(b, k, n=3):
@@ -409,8 +440,9 @@ def table_seeds(b, k, n=3):
     return table(b, k, seeds | {'float32': b.tuned(k, amp=False)}, 'seed 0', seed='in the name')
 
 # %% ../nbs/21_tables.ipynb #c3834b70
-TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8, '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12,
-          '13': table_13, '15': table_15, '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
+TABLES = {'1': table_1, '2': table_2, '3': table_3, '4': table_4, '5': table_5, '6': table_6, '8': table_8,
+          '9': table_4.on('4 severe'), '10': table_10, '11': table_11, '12': table_12, '13': table_13, '15': table_15,
+          '16': table_15.on('4 severe','8 severe'), '19': table_19, '20': table_19.on('4 severe'), '21': table_21,
           '22': table_21.on('4 severe'), '23': table_23, '24': table_24, '25': table_25, '26': table_26, '27': table_27}
 TABLES |= {same: TABLES[t] for t,others in {'1': '14 17 18', '6': '7'}.items() for same in others.split()}
-TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds, 'held': table_held}
+TABLES |= {'steps': table_steps, 'iters': table_iters, 'seeds': table_seeds, 'held': table_held, 'lpips': table_lpips}

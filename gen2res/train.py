@@ -75,7 +75,8 @@ def _npz_images(path, side):
     try: a = np.load(path, allow_pickle=False)['images']
     except Exception as e: raise ImageError(f'{path}: not an .npz with an array "images" ({type(e).__name__})') from None
     a = np.repeat(a[...,None], 3, -1) if a.ndim==3 else a
-    if a.shape[1:]!=(side,side,3) or a.dtype!=np.uint8 or not len(a): raise ImageError(f'{path}: images are {a.shape} {a.dtype}, expected (N, {side}, {side}, 3) uint8')
+    if a.shape[1:]!=(side,side,3) or a.dtype!=np.uint8 or not len(a):
+        raise ImageError(f'{path}: images are {a.shape} {a.dtype}, expected (N, {side}, {side}, 3) uint8')
     return a
 
 def load_pictures(source, # folder, or .npz with "images": N x S x S x 3 (or N x S x S), uint8
@@ -108,7 +109,8 @@ def _iteration(line) -> float:
 def team():
     "The processes that train together: as many as `accelerate launch` or `torchrun` started."
     from accelerate import Accelerator, InitProcessGroupKwargs
-    return Accelerator(device_placement=False, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=30))])   # one may work for days on what the others wait for
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=30))   # one may work for days on what the others wait for
+    return Accelerator(device_placement=False, kwargs_handlers=[patience])
 
 class Diverged(ValueError, RuntimeError): # the second costs a photo, not the batch: see each_file
     "A loss or a gradient that is no longer a number. `.result`: of the weights before it, as `finish` returns it, or None."
@@ -175,12 +177,15 @@ class Run:
         return self.lr*min(1, (it+1)/max(1, self.warmup))*(self.floor+(1-self.floor)*fall)
 
     def seeds_at(self, it):
-        "A generator for the batch of iteration `it`, the same for the whole team, and the global one (dropout), each its own: functions of the seed and `it` alone."
+        """A generator for the batch of iteration `it`, the same for the whole team, and the global one (dropout), each its own:
+        functions of the seed and `it` alone."""
         torch.manual_seed(self.seed*1_000_003+it + (self.team.process_index<<40))
         return torch.Generator().manual_seed(self.seed*1_000_003+it)
 
     def checked(self, x): # losses, or norms of gradients
-        if not x.isfinite().all(): raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. Start anew with a lower learning rate')
+        if not x.isfinite().all():
+            raise Diverged(f'{self.out or self.name}: loss or gradient is no longer a number at iteration {self.it}; what was good is kept. '
+                           'Start anew with a lower learning rate')
         return x
 
     def clipped(self, params, most:float=1.):
@@ -216,7 +221,8 @@ class Run:
         return avg
 
     @cached_property
-    def averaged(self): return [[*f()] for net in (self.avg, self.model) for f in (net.parameters, net.buffers)]   # to look for them takes longer than to average them
+    def averaged(self): # kept: to look for them takes longer than to average them
+        return [[*f()] for net in (self.avg, self.model) for f in (net.parameters, net.buffers)]
 
     @torch.no_grad()
     def average(self):
@@ -295,7 +301,8 @@ def fitting(there, here) -> dict: # two networks
     return fit
 
 class Twin:
-    "A network's double that computes in bf16 and shares what is never cast. Autocast casts each weight as it meets it, and each gradient; here all are cast together."
+    """A network's double that computes in bf16 and shares what is never cast.
+    Autocast casts each weight as it meets it, and each gradient; here all are cast together."""
     def __init__(self, net):
         whole = {p for m in casting(net) for p in m.parameters()}
         shared = [p for p in net.parameters() if p not in whole] + [getattr(net, 'c', None)]     # c: the settings of a UNet
@@ -335,7 +342,8 @@ class Trainer(Run):
         self.images,self.arch,self.val,self.batch,self.flips,self.above,self.below,self.amp,self.name = images,arch,val,batch,flips,above,below,amp,name
         self.device,self.schedule = best_device(device),schedule or Schedule.linear()
         if arch.get('bypass'): self.arch = arch | dict(T=self.schedule.T)
-        if not 0<=above<(below or self.schedule.T)<=self.schedule.T: raise ValueError(f'no noise level of {self.schedule.T} is from {above} on and below {below}')
+        if not 0<=above<(below or self.schedule.T)<=self.schedule.T:
+            raise ValueError(f'no noise level of {self.schedule.T} is from {above} on and below {below}')
         torch.manual_seed(seed)
         self.model = self._network().to(self.device, memory_format=torch.channels_last)
         if start: self.model.load_state_dict(fitting(start.model, self.model), strict=False)
@@ -354,7 +362,8 @@ class Trainer(Run):
             net = UNet(**self.arch)
             with torch.no_grad(): net(torch.zeros(1, *self.images.shape[1:]), torch.zeros(1))
             if net.c.bypass: net.solve_bypass(to_unit(self.images[::-(-len(self.images)//150)]), self.schedule.abar)
-        except (RuntimeError, TypeError) as e: raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
+        except (RuntimeError, TypeError) as e:
+            raise ValueError(f'pictures of {tuple(self.images.shape[1:])} do not fit a network with {arch} ({str(e).splitlines()[0][:80]})') from None
         return net
 
     def _optimizer(self): return torch.optim.AdamW(self.model.parameters(), betas=(.9, .99), weight_decay=.01, **self.rate())
@@ -391,7 +400,9 @@ class Trainer(Run):
         if self.flips: x0[flip] = x0[flip].flip(-1)
         t = torch.randint(self.above, self.below or self.schedule.T, (self.batch,), generator=g)
         noise = torch.randn(x0.shape, generator=g)
-        return [sent(x0, self.device), sent(t, self.device) if self.device.type=='cuda' else t, sent(noise, self.device)]   # elsewhere the levels are looked up by the processor
+        return [sent(x0, self.device),
+                sent(t, self.device) if self.device.type=='cuda' else t,      # elsewhere the levels are looked up by the processor
+                sent(noise, self.device)]
 
     def predict(self, net, x_t, t):
         "The network in bf16 where that is quick, its answer in float32."

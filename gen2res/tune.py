@@ -121,7 +121,10 @@ class Tuner(Trainer):
         tuned.adapter = adapter_state(self.avg, s, self.rank, self.about()) if self.rank else None
         return Experts(tuned, s, self.above) if self.above else tuned
 
-    def about(self): return dict(pictures=len(self.images), iterations=self.it, batch=self.batch, lr=self.lr, lora=self.rank, below=self.below, seed=self.seed, loss=binned(self.losses)) | (dict(above=self.above, base=self.start.fingerprint()) if self.above else {})
+    def about(self):
+        half = dict(above=self.above, base=self.start.fingerprint()) if self.above else {}
+        return dict(pictures=len(self.images), iterations=self.it, batch=self.batch, lr=self.lr, lora=self.rank, below=self.below,
+                    seed=self.seed, loss=binned(self.losses)) | half
 
 def binned(losses, bins:int=40) -> list:
     "Means of consecutive losses: single ones jump with their noise level."
@@ -143,12 +146,15 @@ def tune(prior, # of load_prior; it is not touched
          folder=None, # keep the state here, to resume from it
          progress:bool=False, callback=None, # callback(trainer, loss) after each iteration; raise to stop
         ) -> Prior:
-    "A prior constrained to an album (Gen2Res, Sec. 3.3). Raises Diverged if loss or gradient is no longer a number; the prior before that is its `.result`, and in `folder`, if there is one."
+    """A prior constrained to an album (Gen2Res, Sec. 3.3). Raises Diverged if loss or gradient is no longer a number;
+    the prior before that is its `.result`, and in `folder`, if there is one."""
     def note(trainer, loss):
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
-    with TURN,torch.random.fork_rng():                                # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
-        return Tuner(prior, album, lora, dropout, ema, decay, out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, above=above, below=below, amp=prior.bf16 if amp is None else amp).run(progress, note)
+    with TURN,torch.random.fork_rng():    # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
+        return Tuner(prior, album, lora, dropout, ema, decay,
+                     out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, above=above, below=below,
+                     amp=prior.bf16 if amp is None else amp).run(progress, note)
 
 # %% ../nbs/09_tune.ipynb #aa412100
 def adapted(net, rank:int):
@@ -205,7 +211,9 @@ def _person_file(path):
 
 def _same_base(path, base, name:str, weights:str):
     "Raises PriorError if a person's file belongs to another prior."
-    if base.fingerprint()!=weights: raise PriorError(f'{path}: belongs to {name} (weights {weights}), not to this {base.name} (weights {base.fingerprint()}); give it that prior (--prior)')
+    if base.fingerprint()!=weights:
+        raise PriorError(f'{path}: belongs to {name} (weights {weights}), '
+                         f'not to this {base.name} (weights {base.fingerprint()}); give it that prior (--prior)')
 
 def _expert(p, path, base, device):
     "Beside the prior it came from, if it was tuned for some noise levels only."
@@ -229,18 +237,23 @@ def load_person(path, # a file of `save_person`, or the hub id user/repo of `pus
     with torch.random.fork_rng(): net = adapted(copy.deepcopy(base.model).float(), about['rank'])
     missing,odd = net.load_state_dict(load_file(path), strict=False)
     if odd or any('lora_' in k for k in missing): raise PriorError(f'{path}: its adapters do not fit this prior (made by another version of peft?); tune again')
-    p = Prior(merged(net).eval().requires_grad_(False), base.schedule, base.side, base.variance, base.name, base.card | dict(tuned=about.get('tuned', dict(lora=about['rank']))))
+    card = base.card | dict(tuned=about.get('tuned', dict(lora=about['rank'])))
+    p = Prior(merged(net).eval().requires_grad_(False), base.schedule, base.side, base.variance, base.name, card)
     p.bf16 = base.bf16
     return _expert(p, path, base, device)
 
 # %% ../nbs/09_tune.ipynb #62cfeb56
 def _readme(prior, repo): # the card of a prior on the hub
     about = getattr(prior, 'adapter', None) and prior.adapter[1]
-    what = f'Low-rank adapters (rank {about["rank"]}) for the prior `{about["base"]}` with weights {about["fingerprint"]}.' if about else f'A diffusion prior: `{prior}`.'
-    person = '\n**Personal data**: it was tuned on pictures of one person and can draw them. Share it only with their consent.\n' if about or 'tuned' in prior.card else ''
-    load = f"from gen2res.tune import load_person\nprior = load_person('{repo}')" if about or 'above' in prior.card.get('tuned', {}) else f"from gen2res.prior import load_prior\nprior = load_prior('{repo}')"
+    what = (f'Low-rank adapters (rank {about["rank"]}) for the prior `{about["base"]}` with weights {about["fingerprint"]}.' if about else
+            f'A diffusion prior: `{prior}`.')
+    person = ('\n**Personal data**: it was tuned on pictures of one person and can draw them. Share it only with their consent.\n'
+              if about or 'tuned' in prior.card else '')
+    load = (f"from gen2res.tune import load_person\nprior = load_person('{repo}')" if about or 'above' in prior.card.get('tuned', {}) else
+            f"from gen2res.prior import load_prior\nprior = load_prior('{repo}')")
     return (f'---\nlibrary_name: gen2res\ntags:\n- image-restoration\n- diffusion\n---\n# {prior.name}\n\n{what}\n{person}\n'
-            'It restores photos with [gen2res](https://github.com/gen2res/gen2res). It is a generative model: detail in its pictures may be invented and need not be true. '
+            'It restores photos with [gen2res](https://github.com/gen2res/gen2res). '
+            'It is a generative model: detail in its pictures may be invented and need not be true. '
             f'The licence of the prior it comes from goes with it.\n\n```python\n{load}\n```\n\n```json\n{json.dumps(prior.card, indent=1)}\n```\n')
 
 def _upload(folder, repo, private):
@@ -268,7 +281,8 @@ def push_to_hub(prior, # of load_prior, or of tune: of a prior with adapters onl
 def dreams(album, prior, tuned, n:int=6, steps:int|None=50, seeds=3) -> dict: # album: N x 3 x S x S; -> name: n x 3 x side x side
     "Pictures of the album, and what the prior draws from the same noise before and after it (Gen2Res, Figs. S6 and S7)."
     n = min(n, len(album))
-    return {'the album': resize(album[:n].cpu(), prior.side)} | {k: generate(p, n, steps, seeds=seeds).cpu() for k,p in (('the prior', prior), ('tuned', tuned))}
+    drawn = {k: generate(p, n, steps, seeds=seeds).cpu() for k,p in (('the prior', prior), ('tuned', tuned))}
+    return {'the album': resize(album[:n].cpu(), prior.side)} | drawn
 
 def dream_sheet(rows:dict, side:int=120): # of `dreams`; -> Image.Image
     "A row each."

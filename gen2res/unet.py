@@ -102,7 +102,8 @@ class Block(nn.Sequential):
 # %% ../nbs/02_unet.ipynb #ee174fbf
 def factored(g, w, n:int, rounds:int=30): # g, w: levels x values
     "The n curves over the values, and each level's mixture of them, that are nearest to g with weights w: least squares, in turns."
-    solve = lambda g, w, B: torch.linalg.solve(torch.einsum('ti,ki,li->tkl', w, B, B) + 1e-12*torch.eye(n), torch.einsum('ti,ki,ti->tk', w, B, g)[...,None])[...,0]
+    solve = lambda g, w, B: torch.linalg.solve(torch.einsum('ti,ki,li->tkl', w, B, B) + 1e-12*torch.eye(n),
+                                               torch.einsum('ti,ki,ti->tk', w, B, g)[...,None])[...,0]
     B = torch.linalg.svd(g*w.sqrt(), full_matrices=False)[2][:n]/w.mean(0).sqrt().clamp(min=1e-9)
     for _ in range(rounds): B = F.normalize(solve(g.T, w.T, solve(g, w, B).T).T)
     return solve(g, w, B),B
@@ -125,7 +126,7 @@ class Bypass(nn.Module):
     def solve(self, x, abar): # N x ch x h x w: clean pictures, folded; the schedule
         "Wiener's filter, from the second moments of the pictures."
         n,ch,abar = self.mix.shape[1],x.shape[1],abar.double()[:,None]
-        places = (F.unfold(around(some), 3).transpose(1, 2).flatten(0, 1).double() for some in x.split(8))      # few at a time: large ones would fill the memory
+        places = (F.unfold(around(some), 3).transpose(1, 2).flatten(0, 1).double() for some in x.split(8))  # few at a time: large ones would fill the memory
         power,axes = torch.linalg.eigh(sum(p.T@p for p in places)/(x.numel()/ch))
         here = axes[4::9].T                                                  # what each axis says of the middle of the 3 x 3
         seen = abar*power.clamp(min=0) + 1-abar
@@ -229,7 +230,8 @@ class UNet(nn.Module):
 # %% ../nbs/02_unet.ipynb #5ae93c32
 FAMILIES = {
     'gen2res-256': dict(image_size=256, model_channels=128, num_res_blocks=2, channel_mult=[1,1,2,2,4,4], attention_pixels=[16], dropout=.1, num_heads=1),
-    'adm-ffhq-256': dict(image_size=256, model_channels=128, num_res_blocks=1, channel_mult=[1,1,2,2,4,4], attention_pixels=[16], num_heads=4, num_head_channels=64),
+    'adm-ffhq-256': dict(image_size=256, model_channels=128, num_res_blocks=1, channel_mult=[1,1,2,2,4,4], attention_pixels=[16],
+                         num_heads=4, num_head_channels=64),
     'difface-512': dict(image_size=512, model_channels=32, num_res_blocks=[1,2,2,2,2,3,4], channel_mult=[1,2,4,8,8,16,16], attention_pixels=[32,16,8],
                         num_head_channels=64, resblock_updown=False),
     'gen2res-512': dict(image_size=512, model_channels=256, num_res_blocks=2, channel_mult=[.5,1,1,2,2,4,4], attention_pixels=[32,16,8], num_head_channels=64),

@@ -56,7 +56,8 @@ class AlbumMean(Constraint):
 
     def on_x0(self, st):
         a,d = st.schedule.a(st.t),self.detail(st.x0)
-        m = torch.cat([album_mean(x, a, self.pictures.to(d), self.side, self.c) for x in self.detail(st.x).split(1)])   # one by one: each needs room for M pictures
+        # one by one: each needs room for M pictures
+        m = torch.cat([album_mean(x, a, self.pictures.to(d), self.side, self.c) for x in self.detail(st.x).split(1)])
         mixed = d + self.scale*(1-a)/(1-a + a*self.c**2)*(m-d)
         st.x0 = st.x0 + (mixed*(_strength(d)/_strength(mixed)) - d)
 
@@ -81,7 +82,8 @@ class SharedPrior(Prior):
                  album, # n x 3 x S x S in [-1, 1]
                  weight:float=1., # of the album's places beside the picture's own; 0: none
                  seed:int=0): # of the album's noise, one draw for the whole walk
-        if hasattr(prior, 'both'): raise ValueError(f'{prior.name}: was tuned for some noise levels only, and attention is shared in one network; take the prior that it came from')
+        if hasattr(prior, 'both'):
+            raise ValueError(f'{prior.name}: was tuned for some noise levels only, and attention is shared in one network; take the prior that it came from')
         super().__init__(copy.deepcopy(prior.model), prior.schedule, prior.side, prior.variance, prior.name, prior.card)
         self.bf16,self.album = prior.bf16,album.to(prior.device)
         self.noise = seeded(seed, len(album)).randn_like(self.album)
