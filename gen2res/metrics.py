@@ -11,7 +11,7 @@ __all__ = ['MS_SSIM_SIDE', 'Weights', 'PYIQA', 'ALEXNET', 'MUSIQ', 'MANIQA', 'NI
            'to_latex', 'to_csv']
 
 # %% ../nbs/14_metrics.ipynb #61ec8c61
-import contextlib, csv, importlib.util, io, os
+import contextlib, csv, importlib.util, io, os, warnings
 from collections import namedtuple
 from functools import lru_cache, partial
 from pathlib import Path
@@ -105,7 +105,9 @@ def _readable(w, metric) -> str:
 def _quietly(make, metric, w):
     "Build a foreign network without its chatter; a file of the wrong content is one line."
     try:
-        with contextlib.redirect_stdout(io.StringIO()): return make().eval().requires_grad_(False)
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return make().eval().requires_grad_(False)
     except (RuntimeError, KeyError, ValueError, TypeError) as e:
         raise MetricError(f'{metric}: {place(w)} does not fit ({str(e).splitlines()[0][:90]}); fetch it again: gen2res fetch {metric}') from None
 
