@@ -368,7 +368,9 @@ def can_run(name) -> str:
     except MetricError as e: return str(e)
     return ''
 
-def at_hand(*names) -> tuple: return *(m for m in names if not can_run(m)),
+def at_hand(*names) -> tuple:
+    "Those of these metrics that can run."
+    return *(m for m in names if not can_run(m)),
 
 # %% ../nbs/14_metrics.ipynb #32e115b0
 def pictures(folder) -> dict: # name -> path
