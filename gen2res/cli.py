@@ -671,28 +671,29 @@ def _shaped(family, device):
     return made_up(family).to(best_device(device))
 
 _BENCH_HELP = ('loop: time per step of denoise over the bare network. '
-              'speed: time, memory and passes of a restoration by stage. '
-              "plans: what the papers' plans would take here, reckoned from measured steps, beside plainly written ones. "
-              "whole: the paper's plan, every step of it really done, and further photos of the person. "
-              'targets: how long pseudo targets would take. '
-              'memory: what an iteration of tuning needs. '
-              'times: seconds per 100 pictures of each metric. '
-              'metrics: each metric against rising damage. '
-              'identity: how well the embedder tells people apart. '
-              'strangers: does the warning name a picture of somebody else in an album? '
-              'eyes: the aligner against rising damage. '
-              'faces: faces found in whole photos. '
-              'sharp: detail kept in their faces. '
-              'sides: priors of 64 and of 128 pixels on the same photos. '
-              'claim-K, claim-detail, claim-softness, claim-guidance, claim-scale, claim-identity, claim-albums, claim-seeds, claim-sizes, '
-              "claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned: the first paper's claims. "
-              'claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: '
-              "what less work than the paper's costs. "
-              "table-1, table-2 and so on: the second paper's tables. "
-              'set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: '
-              "--methods on the papers' own photos. "
-              'These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, '
-              'and with that file they go on elsewhere, too.')
+               'speed: time, memory and passes of a restoration by stage. '
+               "plans: what the papers' plans would take here, reckoned from measured steps, beside plainly written ones. "
+               "whole: the paper's plan, every step of it really done, and further photos of the person. "
+               'targets: how long pseudo targets would take. '
+               'memory: what an iteration of tuning needs. '
+               'times: seconds per 100 pictures of each metric. '
+               'metrics: each metric against rising damage. '
+               'identity: how well the embedder tells people apart. '
+               'strangers: does the warning name a picture of somebody else in an album? '
+               'eyes: the aligner against rising damage. '
+               'faces: faces found in whole photos. '
+               'sharp: detail kept in their faces. '
+               'sides: priors of 64 and of 128 pixels on the same photos. '
+               'claim-K, claim-detail, claim-softness, claim-guidance, claim-scale, claim-identity, claim-albums, claim-seeds, claim-sizes, '
+               "claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned: the first paper's claims. "
+               'claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: '
+               "what less work than the paper's costs. "
+               "table-1, table-2 and so on: the second paper's tables. "
+               'table-steps, table-iters, table-seeds, table-held, table-lpips: the same of what is not in it. '
+               'set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: '
+               "--methods on the papers' own photos. "
+               'These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, '
+               'and with that file they go on elsewhere, too.')
 
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
