@@ -110,7 +110,8 @@ def team():
     "The processes that train together: as many as `accelerate launch` or `torchrun` started."
     from accelerate import Accelerator, InitProcessGroupKwargs
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))   # one may work for days on what the others wait for
-    return Accelerator(device_placement=False, kwargs_handlers=[patience])
+    no_gpu = best_device().type=='cpu'                              # unless told, each would be a team of its own there
+    return Accelerator(device_placement=False, cpu=no_gpu, kwargs_handlers=[patience])
 
 class Diverged(ValueError, RuntimeError): # the second costs a photo, not the batch: see each_file
     "A loss or a gradient that is no longer a number. `.result`: of the weights before it, as `finish` returns it, or None."

@@ -33,7 +33,7 @@ def free_port():
 
 def launched(script, *args, n=2):
     "As accelerate launch starts them, on the CPU: (exit codes, what they complained of)."
-    shared = os.environ | dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
+    shared = os.environ | dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free_port()))
     each = [subprocess.Popen([sys.executable, str(script), *map(str, args)], env=shared | dict(RANK=str(i), LOCAL_RANK=str(i)), stderr=subprocess.PIPE, text=True) for i in range(n)]
     try: said = [p.communicate(timeout=200)[1] for p in each]
     finally: [p.kill() for p in each]
