@@ -190,7 +190,8 @@ def marked(photo:Image.Image, faces, side:int=1200) -> Image.Image: # side: pixe
 def detect(image, # 1 x 3 x H x W in [-1, 1]
            detector:str='cascade', # of DETECTORS
            support:int=8, # windows that must agree, of all views of the photo
-           sure=(.97, .5, .99), # what the aligner must say of a face with little support, of one with half as much again, of a small one: noise has many
+           sure=(.97, .5, .99), # what the aligner must say of a face with little support, of one with half as much again,
+                                # and of a small one: noise has many windows of that size
            aligned:bool=True, # False: the detector's word alone
           ) -> list: # of Face, best (most support) first
     "Faces in a photo, each as the square to restore. Raises ImageError for a detector that is not here."

@@ -79,8 +79,7 @@ def to_unit_rgb(im:Image.Image, # any mode
 # %% ../nbs/00_images.ipynb #d0b10f66
 def _opened(path, max_pixels):
     "Decoded, upright picture; the size is checked before decoding."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')           # Pillow's own size warning, and chatter about odd metadata
+    with warnings.catch_warnings(action='ignore'): # Pillow's own size warning, and chatter about odd metadata
         with Image.open(path, formats=FORMATS) as im:
             w,h = im.size
             if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels is more than the limit of {max_pixels/1e6:.0f} megapixels')

@@ -105,9 +105,7 @@ def _readable(w, metric) -> str:
 def _quietly(make, metric, w):
     "Build a foreign network without its chatter; a file of the wrong content is one line."
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            return make().eval().requires_grad_(False)
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action='ignore'): return make().eval().requires_grad_(False)
     except (RuntimeError, KeyError, ValueError, TypeError) as e:
         raise MetricError(f'{metric}: {place(w)} does not fit ({str(e).splitlines()[0][:90]}); fetch it again: gen2res fetch {metric}') from None
 

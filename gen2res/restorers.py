@@ -100,9 +100,7 @@ def _spandrel():
 
 def _quiet(f, *args, **kw):
     "f(*args, **kw) without the warnings of torch about old ways of the networks."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return f(*args, **kw)
+    with warnings.catch_warnings(action='ignore'): return f(*args, **kw)
 
 def _multiple(d) -> int:
     "Sides must be multiples of this. A SwinIR that folds pixels needs whole windows of folded ones, which spandrel does not say."
