@@ -689,7 +689,7 @@ _BENCH_HELP = ('loop: time per step of denoise over the bare network. '
                'claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: '
                "what less work than the paper's costs. "
                "table-1, table-2 and so on: the second paper's tables. "
-               'table-steps, table-iters, table-seeds, table-held, table-lpips: the same of what is not in it. '
+               'table-steps, table-iters, table-preset, table-seeds, table-held, table-lpips: the same of what is not in it. '
                'set-wider-test, set-lfw-test, set-webphoto-test, set-deblur-test, set-celeba-test, set-wider-test-200, set-afhq-cat, set-afhq-dog: '
                "--methods on the papers' own photos. "
                'These take hours and go on if killed; what each job of a claim or table scored is noted in scores.jsonl beside the table, '

@@ -4,6 +4,7 @@ from gen2res import tables
 from gen2res.explore import among, read_rows, save_rows
 from gen2res.restorers import load_restorer, small_swinir
 from gen2res.images import ImageError, save_image
+from gen2res.metrics import at_hand
 from gen2res.tables import NAMES, PERSON, SET, SETS, TABLES, Tables, choices, photos
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_every_table(name, bench, tmp_path):
     kw = {'3': dict(on='2 moderate'), '4': dict(kinds=SMALL, ns=(2,None)), 'iters': dict(kinds=SMALL, longer=(2,)), 'steps': dict(kinds=SMALL, steps=(1,))}.get(name, dict(kinds=SMALL))
     bench.methods = {'6': ['L1'], '12': ['free from 180'], '21': ['N 32'], 'seeds': ['seed 1']}.get(name)
     rows = read_rows(save_rows(TABLES[name](bench, **kw), tmp_path/'t.csv')); alone = among(rows, minus='')
-    assert {r['metric'] for r in alone}=={'3': {'ids64', 'pd64', 'detail', 'fd64 good'}, 'held': {'held'}, '25': {*PERSON}}.get(name, {*NAMES, *SET}) and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
+    assert {r['metric'] for r in alone}=={'3': {'ids64', 'pd64', 'detail', 'fd64 good'}, 'held': {'held'}, '25': {*PERSON}, 'preset': {*NAMES, *SET, *at_hand(*PERSON)}}.get(name, {*NAMES, *SET}) and len({r['method'] for r in alone})>=2 and all(r['low']<=r['value']<=r['high'] for r in alone) and all(r['n']==3 for r in rows)
     assert {r['metric'] for r in rows if r['minus']}=={r['metric'] for r in alone} and all('photos' in r and 'iters' in r for r in rows)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'w').rglob('*')}
     list(TABLES[name](bench, **kw)); assert made=={p: p.stat().st_mtime_ns for p in (tmp_path/'w').rglob('*')}
