@@ -214,7 +214,7 @@ def personal_album(folder, # folder of photos of one person, or a list of files
 # %% ../nbs/08_album.ipynb #0e381a09
 def album_sheet(images, # N x 3 x S x S, or what read_album gave
                 cols:int|None=None, side:int=120) -> Image.Image:
-    "A contact sheet; of a read album also the rejects, with the reason."
+    "A contact sheet; of a read album also the rejects that could be read, with the reason."
     if isinstance(images, torch.Tensor): return grid(images, cols=cols or min(8, len(images)), side=side)
     shown = [m for m in images if m.image is not None]
     labels = [f'{m.path.name[:16]}{": " if m.verdict else ""}{m.verdict[:24]}' for m in shown]

@@ -364,7 +364,7 @@ def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
           K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,
           scale: Annotated[Optional[float], typer.Option(min=0, help='Strength of the guidance; '
-                                                                     'by default chosen for 64 px, else that of the published code.')]=None,
+                                                                     'by default chosen for 64 and 128 px, else that of the published code.')]=None,
           steps: Annotated[Optional[int], typer.Option(help='Walk the K noise levels in fewer steps.')]=None,
           seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the first picture; the others follow.')]=0,
           bf16: Bf16Option=False, prior: PriorOption='faces64', device: DeviceOption=None):

@@ -94,7 +94,7 @@ class PartialGuide(Constraint):
 
 # %% ../nbs/05_constraints.ipynb #ef1cafe7
 class X0Guide(Constraint):
-    "DiffBIR: move the prediction towards y by a gradient step on their mean squared distance (DT-BFR supplement, Algorithm 7)."
+    "DiffBIR: move the prediction towards y by a gradient step on their mean squared distance (Lin et al. 2023)."
     def __init__(self, y, # like the prior's pictures (or latent codes)
                  scale:float, # n/2 replaces the prediction by y, n being the numbers in a picture
                  lo:int=0, hi:int=10**9, every:int=1): # active on indices lo..hi

@@ -30,7 +30,7 @@ def enlarge(x, N:int): # -> sides x N
     return _scale(mirror(x, 4), ((h+8)*N, (w+8)*N))[..., 4*N:-4*N, 4*N:-4*N]
 
 def lowpass(x, # B x C x H x W
-            N:int, # factor; the papers use 16 (SwinIR) and 8 (CodeFormer) at 512 px; 1 returns x
+            N:int, # factor; DT-BFR uses 16 at 512 px, and 8 for CodeFormer at 4x; 1 returns x
            ): # like x
     "phi_N of DT-BFR (Eq. 5) and ILVR: shrink by N, enlarge by N."
     if N==1: return x

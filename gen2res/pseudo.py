@@ -24,7 +24,7 @@ from .train import album_hash, to_unit
 from .tune import to_u8
 
 # %% ../nbs/11_pseudo.ipynb #3fd06518
-PSEUDO_SIDE,PSEUDO_K,PSEUDO_L,PSEUDO_N,PSEUDO_STRIDE = 512,600,360,16,4 # DT-BFR, Sec. 4.1; 250 of 1,000 steps
+PSEUDO_SIDE,PSEUDO_K,PSEUDO_L,PSEUDO_N,PSEUDO_STRIDE = 512,600,360,16,4 # DT-BFR, Sec. 4.1; supplement C.1: 250 of 1,000 steps
 
 def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
     "The paper's numbers at this prior's side, where none are given."
@@ -38,7 +38,7 @@ def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
 def pseudo_targets(y0, # B x 3 x S x S in [-1, 1]: a restorer's output
                    prior, # of load_prior
                    K:int|None=None, # start here; None: the paper's 600 at 512 px, converted; 0 returns y0
-                   L:int|None=None, # hold low frequencies above this index; None: 360, converted; K or more: never
+                   L:int|None=None, # hold low frequencies down to this index; None: 360, converted; K or more: never
                    N:int|None=None, # factor of the low-pass filter; None: 16, converted
                    steps=None, # of the walk; None: every fourth, as the paper's 250 of 1,000
                    seeds=0, # one integer s (pictures get s, s+1, ...), or one per picture

@@ -77,15 +77,18 @@ RECIPES = {
     'generative': Recipe(200, 256, source='Gen2Res, Table S1; the prior is tuned on an album made from the photo'),
     'personal': Recipe(300, 512, source='Gen2Res, Table S1, 512 px; the prior is tuned on the person'),
     'closed-form': Recipe(200, 256, source='ours; details of photos of the person mixed in by noise level, nothing is tuned (see untuned)'),
-    'difface': Recipe(400, 512, source='DifFace (Yue and Loy 2022), K = 400'),
+    'difface': Recipe(400, 512, source='DifFace (Yue and Loy 2022), K = 400; begins with what a restorer made'),
     'ilvr':    Recipe(None, 256, lambda y, at: [LowFreq(y, at.N(16))], source='ILVR (Choi et al. 2021); N = 16 chosen here'),
     'dda':     Recipe(500, 256, lambda y, at: [Guide(y, .5, filter=partial(lowpass, N=at.N(16)))],
                       source='DDA (Gao et al. 2023), K = 500; scale and N chosen here'),
-    'pgdiff':  Recipe(None, 512, lambda y, at: [PartialGuide(y, .5)], source='PG-Diff (Yang et al. 2023); scale chosen here'),
+    'pgdiff':  Recipe(None, 512, lambda y, at: [PartialGuide(y, .5)],
+                      source='PG-Diff (Yang et al. 2023); scale chosen here; is pulled to what a restorer made'),
     'diffbir': Recipe(None, 512, lambda y, at: [X0Guide(y, y[0].numel()/8)],
                       source='DiffBIR (Lin et al. 2023); scale chosen here; made for a prior of codes, and for a photo that a restorer has cleaned'),
-    'dr2':     Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16))], 300, 'DR2 (Wang et al. 2023); K, N and tau chosen here; its restorer comes after'),
-    'pseudo':  Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16), lo=at.t(360))], source='DT-BFR, Sec. 4: K = 600, L = 360, N = 16')}
+    'dr2':     Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16))], 300,
+                      'DR2 (Wang et al. 2023); K, N and tau chosen here; halves the photo first; its restorer comes after'),
+    'pseudo':  Recipe(600, 512, lambda y, at: [LowFreq(y, at.N(16), lo=at.t(360))],
+                      source='DT-BFR, Sec. 4: K = 600, L = 360, N = 16; begins with what a restorer made (see pseudo)')}
 TUNED = 'generative','personal' # recipes that tune the prior on an album first and then walk as plain does
 OWN = 'personal','closed-form' # those that want photos of the person
 ALBUMS = *TUNED,'closed-form'

@@ -181,7 +181,7 @@ class OnePass:
     def walking(self): return nullcontext()                                                # it does not walk
 
 def small_swinir(side:int=64, fold:int=4, width:int=96, depths=(4,4,4,4), heads:int=6):
-    "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's does with 8 x 8 of 512."
+    "A SwinIR that two CPU cores can train: 1.8M parameters; fold x fold pixels become channels first, as DT-BFR's released one does with 8 x 8 of 512."
     from spandrel.architectures.SwinIR import SwinIR
     net = _quiet(SwinIR, img_size=side//fold, embed_dim=width, depths=list(depths), num_heads=[heads]*len(depths), window_size=8,
                  mlp_ratio=2., upscale=fold, upsampler='nearest+conv', start_unshuffle=fold, drop_path_rate=0.)

@@ -25,8 +25,9 @@ SETS = {
     'deblur-test':    RealSet('deblur_test', 67, source='Gen2Res Sec. 4.1; faces with motion blur'),
     'celeba-test':    RealSet('celeba_test/lq', 3000, 'celeba_test/gt', 'DT-BFR Sec. 4.1; made from CelebA-HQ'),
     'wider-test-200': RealSet('wider_test_200', 200, source='DT-BFR Sec. 4.1; held out of WIDER FACE'),
-    'afhq-cat':       RealSet('afhq/lq/cat', 500, 'afhq/test/cat', 'Gen2Res Sec. 4.3; AFHQ, damaged by yourself (gen2res degrade)'),
-    'afhq-dog':       RealSet('afhq/lq/dog', 500, 'afhq/test/dog', 'Gen2Res Sec. 4.3')}
+    'afhq-cat':       RealSet('afhq/lq/cat', 500, 'afhq/test/cat',
+                              'test pictures of AFHQ, which Gen2Res Sec. 4.3 trains on; damaged by yourself (gen2res degrade)'),
+    'afhq-dog':       RealSet('afhq/lq/dog', 500, 'afhq/test/dog', 'as afhq-cat')}
 
 def set_files(data, name:str) -> list: # of (photo, truth or None)
     "The files of a set. Raises ImageError if it is not there; warns if it is not whole."
@@ -35,7 +36,7 @@ def set_files(data, name:str) -> list: # of (photo, truth or None)
     if not folder.is_dir(): raise ImageError(f'{folder}: is not there; {name} belongs into it ({s.count} photos; {s.source})')
     files = list_images([folder])
     if not files: raise ImageError(f'{folder}: no pictures here; {name} has {s.count}')
-    if len(files)!=s.count: warnings.warn(f'{folder}: {len(files)} photos, where the paper has {s.count}')
+    if len(files)!=s.count: warnings.warn(f'{folder}: {len(files)} photos, where {s.count} are known')
     truths = {p.stem: p for p in list_images([Path(data)/s.truth])} if s.truth else {}
     lost = [p for p in files if s.truth and p.stem not in truths]
     if lost: raise ImageError(f'{lost[0]}: has no truth of the same name in {Path(data)/s.truth}')

@@ -141,7 +141,7 @@ def tune(prior, # of load_prior; it is not touched
          above:int=0, # leave the noise levels below this to the prior as it came: see Experts
          below:int|None=None, # train only on noise levels below this; K is all that a restoration visits
          ema:float=0., # decay of averaged weights; 0: none
-         decay:float=0., # share of the iterations over which the rate falls to zero; the paper's stays
+         decay:float=0., # share of the iterations over which the rate falls to zero; the paper names none
          amp:bool|None=None, # bf16; None: as the prior computes
          folder=None, # keep the state here, to resume from it
          progress:bool=False, callback=None, # callback(trainer, loss) after each iteration; raise to stop

@@ -12,7 +12,7 @@ def celeba(tmp_path):
     return tmp_path
 
 def test_files_and_truths_belong_together(celeba):
-    with pytest.warns(UserWarning, match='3 photos, where the paper has 3000'): files = set_files(celeba, 'celeba-test')
+    with pytest.warns(UserWarning, match='3 photos, where 3000 are known'): files = set_files(celeba, 'celeba-test')
     assert [(p.name, t.name) for p,t in files]==[(f'{i}.jpg', f'{i}.png') for i in range(3)]
     (celeba/'celeba_test'/'gt'/'1.png').unlink()
     with pytest.warns(UserWarning), pytest.raises(ImageError, match='1.jpg: has no truth'): set_files(celeba, 'celeba-test')
