@@ -2,11 +2,12 @@
 import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-import atexit, hashlib, shutil, tempfile, threading, time, warnings, zipfile
+import atexit, hashlib, itertools, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import gradio as gr
+import gen2res.images
 from gen2res.album import album_sheet, album_worries, personal_album, read_album
 from gen2res.degrade import degrade
 from gen2res.explore import EVERYS, NS, SCALES, SIZES, Lab, NotYet, render_album, render_guidance, render_K, render_pseudo
@@ -24,6 +25,8 @@ try: import spaces; on_gpu = spaces.GPU(duration=120)               # on a Space
 except ImportError: on_gpu = lambda f: f
 
 PIXELS,BYTES,ALBUM,INPUTS = 40_000_000,'40mb',60,500 # limits of one upload: pixels of a photo, size of a file, photos of an album, photos of a zip
+gen2res.images.MAX_PIXELS = PIXELS
+AGE,TICK = 600,300 # seconds: what gradio keeps of an upload or a result is deleted at this age; an open page makes its own young again so often
 PRIVACY = 'What you upload and what is made of it is kept in a temporary folder of your own and deleted when you close the page, at the latest within twenty minutes of that. Nothing is sent elsewhere.'
 prior = lru_cache(load_prior)
 
@@ -43,6 +46,12 @@ VISITORS = _temporary('visitors') # made here, not when first asked for: a Space
 def folder(request:gr.Request) -> Path:
     "This visitor's own temporary folder."
     return VISITORS/name(request)
+
+def keep(*files):
+    "What an open page holds in files is made young again, and so not deleted."
+    for f in files:
+        for p in [f] if isinstance(f, str) else f or []:
+            if Path(p).exists(): os.utime(p)
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."
@@ -100,7 +109,7 @@ def found(photo, request:gr.Request=None):
     "(the photo with its faces marked, choices of faces) of an upload."
     if not photo: return None,gr.CheckboxGroup(choices=[], value=[])
     with work(request, None):
-        im = load_photo(photo, PIXELS); faces = find_faces(im)
+        im = load_photo(photo); faces = find_faces(im)
     if not faces: gr.Info('No face found: draw a box, or take the middle of the photo.')
     options = [(f'{i}: {f.side:.0f} pixels', str(i)) for i,f in enumerate(faces)] or [('the middle', 'centre')]
     return marked(im, faces),gr.CheckboxGroup(choices=options, value=[v for _,v in options])
@@ -124,18 +133,18 @@ def _toasted(f, *args):
     "f(*args), its warnings as toasts."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always', UserWarning); made = f(*args)
-    for w in said: gr.Warning(str(w.message))
+    for w in said: gr.Warning(plain(w.message))
     return made
 
 @on_gpu
 def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Request=None, progress=gr.Progress()):
     "((before, after), sheet, file) for an uploaded photo."
     with work(request, progress) as watch:
-        load_photo(needed(photo, 'Choose a photo'), PIXELS)
+        load_photo(needed(photo, 'Choose a photo'))
         base = load_person(person, prior(), prior().device) if person else prior()
         r = _toasted(lambda: Restorer(base, recipe, int(K), watch=watch))
         head = _box(box); which = 'all' if head else ','.join(needed(faces, 'Choose a face'))
-        out,sheet = restore_file(photo, r, folder(request)/'restored', force=True, which=which, box=head, seed=int(seed), samples=int(samples))
+        out,sheet = _toasted(partial(restore_file, which=which, box=head, force=True, seed=int(seed or 0), samples=int(samples)), photo, r, folder(request)/'restored')
         return (preview(photo), preview(out)),preview(sheet),str(out)
 
 def example(request:gr.Request=None):
@@ -174,21 +183,31 @@ def tuned(files, preset, request:gr.Request=None, progress=gr.Progress()):
 
 def run_person(photo, K, person, request:gr.Request=None, progress=gr.Progress()):
     "((before, after), file): the largest face by the tuned prior."
-    with work(request, progress): seen = find_faces(load_photo(needed(photo, 'Choose a photo'), PIXELS))
+    with work(request, progress): seen = find_faces(load_photo(needed(photo, 'Choose a photo')))
     result,_,file = run(photo, ['largest' if seen else 'centre'], '', 'plain', K, 1, 0, needed(person, 'Tune the prior'), request, progress)
     return result,file
 
 # a restorer
 
+def _is_picture(name):
+    "By its name; a Mac's notes on its pictures have the names of pictures."
+    return name.suffix.lower() in ('.png','.jpg','.jpeg','.webp','.tif','.tiff','.bmp') and not name.name.startswith('.') and '__MACOSX' not in name.parts
+
+def _free(into, name):
+    "A place for this file; two of one name get two places."
+    return next(p for i in itertools.count() if not (p := into/(f'{name.stem}_{i}{name.suffix}' if i else name.name)).exists())
+
 def _unzipped(files, into):
     "The pictures among the uploads, those inside of zip files too; names that lead out of the folder are cut off."
     shutil.rmtree(into, ignore_errors=True); into.mkdir(parents=True)
     for f in map(Path, files):
-        if f.suffix.lower()!='.zip': shutil.copy(f, into/f.name); continue
-        with zipfile.ZipFile(f) as z:
-            inside = [i for i in z.infolist() if not i.is_dir() and Path(i.filename).suffix.lower() in ('.png','.jpg','.jpeg','.webp','.tif','.tiff','.bmp')]
-            if len(inside)>INPUTS or sum(i.file_size for i in inside)>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
-            for i in inside: (into/Path(i.filename).name).write_bytes(z.read(i))
+        if f.suffix.lower()!='.zip': shutil.copy(f, _free(into, f)); continue
+        try:
+            with zipfile.ZipFile(f) as z:
+                inside = [i for i in z.infolist() if not i.is_dir() and _is_picture(Path(i.filename))]
+                if len(inside)>INPUTS or sum(i.file_size for i in inside)>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
+                for i in inside: _free(into, Path(i.filename)).write_bytes(z.read(i))
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as e: raise ImageError(f'{f.name}: is not a zip, or is damaged ({e})') from None
     if len(list_images([into]))>INPUTS: raise ImageError(f'more than {INPUTS} pictures')
     return into
 
@@ -196,8 +215,7 @@ def _unzipped(files, into):
 def adapted(files, iters, request:gr.Request=None, progress=gr.Progress()):
     "The file of a restorer adapted to uploads, and how the first of them look before and after."
     with work(request, progress) as watch:
-        try: lq = _unzipped(needed(files, 'Choose photos, or a zip of them,'), folder(request)/'lq')
-        except zipfile.BadZipFile: raise ImageError('the file is not a zip') from None
+        lq = _unzipped(needed(files, 'Choose photos, or a zip of them,'), folder(request)/'lq')
         base = load_restorer('swinir64', prior().device); place = folder(request)/'adapting'; shutil.rmtree(place, ignore_errors=True)
         r = adapt(base, lq, prior(), place, report=gr.Warning, watch=watch, losses=dict(gan=0), **RESTORER_PRESETS['paper'] | dict(iters=int(iters)))
         out = save_restorer(r, folder(request)/'adapted.safetensors')
@@ -211,7 +229,7 @@ def one_pass(photo, file, request:gr.Request=None):
     "A photo through the adapted restorer: no prior, no noise."
     with work(request, None):
         r = OnePass(load_restorer(needed(file, 'Adapt a restorer'), prior().device), prior().side)
-        out,_ = restore_file(needed(photo, 'Choose a photo'), r, folder(request)/'one_pass', force=True)
+        out,_ = _toasted(partial(restore_file, force=True), needed(photo, 'Choose a photo'), r, folder(request)/'one_pass')
         return (preview(photo), preview(out)),str(out)
 
 # explore
@@ -304,6 +322,7 @@ def restore_tab():
     photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
     stops(no, guess.click(suggested, photo, K, **QUEUE),
           go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result, **QUEUE))
+    return photo,file
 
 def album_tab():
     gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
@@ -318,6 +337,7 @@ def album_tab():
     files.change(looked_at, files, [album, said])
     started = learn.click(tuned, [files, preset], person, **QUEUE),go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
     for b in (no, no2): stops(b, *started)
+    return files,person,photo,file
 
 def adapt_tab():
     gr.Markdown('Photos that were all damaged in the same, unknown way, dozens or hundreds of them. The prior cleans them, the small restorer learns to do the same in one pass, and the prior is not needed any more.')
@@ -329,6 +349,7 @@ def adapt_tab():
             photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
     stops(no, learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet, **QUEUE),
           go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result, **QUEUE))
+    return files,adapted_file,photo,file
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
@@ -338,6 +359,7 @@ def explore_tab():
             go,no = buttons('Try'); figure = sheet_of('Figure')
             for k in knobs: k.input(e.drawn, [photo, *knobs], figure)
             stops(no, go.click(e.tried, [photo, *knobs], figure, **QUEUE))
+    return photo,
 
 CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 .sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */
@@ -345,15 +367,19 @@ CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 
 def build():
     "The page."
-    with gr.Blocks(title='gen2res', delete_cache=(600, 600)) as page:
+    with gr.Blocks(title='gen2res', delete_cache=(AGE, AGE)) as page:
+        held = []                                                               # what a visitor's page holds in files
         gr.Markdown('# gen2res\nNoise a bad photo, then denoise it with a model of good ones.')
         for title,tab in (('Restore', restore_tab), ('With an album', album_tab), ('Adapt a restorer', adapt_tab), ('Explore', explore_tab)):
-            with gr.Tab(title): tab()
+            with gr.Tab(title): held += tab()
         gr.Markdown(f'{NOTICE} {PRIVACY}')
         page.unload(forget)
+        gr.Timer(TICK).tick(keep, held, concurrency_id='keep', concurrency_limit=None, show_progress='hidden', api_visibility='private')
     return page
 
 def launch(**kw): # of Blocks.launch
-    return build().queue(default_concurrency_limit=1, max_size=40).launch(ssr_mode=False, show_error=True, max_file_size=BYTES, css=CSS, footer_links=['gradio'], **kw)
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler)   # as by Ctrl-C: what visitors left is deleted
+    page = build().queue(default_concurrency_limit=1, max_size=40); atexit.register(page.close, verbose=False)
+    return page.launch(ssr_mode=False, show_error=True, max_file_size=BYTES, css=CSS, footer_links=['gradio'], **kw)
 
 if __name__=='__main__': launch()

@@ -89,7 +89,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
     "Clean pictures that resemble the photo (Gen2Res, Sec. 3.3 and Eq. 6)."
     if y.ndim!=4 or len(y)!=1: raise ValueError(f'an album is made from one photo, 1 x 3 x H x W, got {tuple(y.shape)}')
     if not y.isfinite().all(): raise ValueError('the photo has values that are not numbers')
-    seeds = list(range(seeds, seeds+n)) if isinstance(seeds, int) else list(seeds)
+    seeds = seeded(seeds, n).seeds
     if not seeds: raise ValueError('an album of no pictures')
     K = album_K(prior) if K is None else K; walk = len(prior.schedule.timesteps(K, steps))
     if not walk: return as_saved(y.cpu()).repeat(len(seeds),1,1,1)

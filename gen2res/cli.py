@@ -87,6 +87,7 @@ def _restorer(p, recipe, generative, album, person, **kw):
 def _one_pass(name, side, fidelity, device):
     "A restorer without a prior."
     from gen2res.restorers import OnePass
+    if name=='none': raise ValueError('--restorer none: then nothing is restored')
     return OnePass(_restoration_model(name, device, fidelity), side)
 
 def _warned(f, *args):
@@ -119,7 +120,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
             restorer: Annotated[Optional[str], typer.Option(help='Restore in one pass, without a prior: swinir64, '
                                                                  'a file of `gen2res adapt`, or any checkpoint that spandrel knows.')]=None,
-            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels at which it sees a face. '
+            side: Annotated[Optional[int], typer.Option(min=16, help='With --restorer: the side in pixels, a multiple of 4, at which it sees a face. '
                                                                      'Default: what its card says, else 512.')]=None,
             fidelity: FidelityOption=None,
             recipe: Annotated[Optional[str], typer.Option(help='How it is kept near the photo: plain (by K alone), or as in another paper: '
@@ -157,12 +158,14 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
     if restorer and bf16: stop('--bf16 is for the prior, and --restorer uses none')
     if restorer and [o for o in (recipe, generative, album, person, K, steps) if o is not None] or restorer and samples>1:
         stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
+    example = photos==['astronaut'] and not Path('astronaut').exists()
+    if example and (square or box or face or detector!='cascade'): stop('the example is one square: no --face, --box, --square or --detector')
     p = None if restorer else _prior(prior, device, bf16)
     with one_line():
         r = (_one_pass(restorer, side, fidelity, device) if restorer else
              _warned(partial(_restorer, p, recipe, generative, album, person, K=K, steps=steps, tuning=tuning,
                              progress=progress, seed=seed % 2**31, folder=unfinished)))
-        failed = (restore_example(r, **kw) if photos==['astronaut'] and not Path('astronaut').exists() else
+        failed = (restore_example(r, **kw) if example else
                   _warned(partial(restore_files, photos, r, progress=progress, **faces, **kw)))
     if not restorer: r.forget()                                        # faces are personal data: nothing stays but the result
     if unfinished.exists():
@@ -173,7 +176,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
 # %% ../nbs/18_cli.ipynb #fa1dc7ee
 @app.command()
 def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res restore` wrote.')],
-          photo: Annotated[Path, typer.Argument(help='The photo it was made from.')],
+          photo: Annotated[str, typer.Argument(help='The photo it was made from, or the word "astronaut".')],
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Where to write the picture; without it the two are only compared.')]=None,
           album: Annotated[Optional[Path], typer.Option(help='The folder of photos, if there was one.')]=None,
           person: Annotated[Optional[Path], typer.Option(help='The file of `gen2res tune`, if there was one.')]=None,
@@ -189,11 +192,14 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
     from PIL import Image
     from gen2res.album import personal_album
     from gen2res.images import save_image
-    from gen2res.restore import MARKED, again as again_, read_record, signed
+    from gen2res.restore import MARKED, again as again_, damaged_astronaut, read_record, signed
+    if out and out.is_dir(): stop(f'{out}: is a folder; name a file')
+    if out and out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
     with one_line():
         about = read_record(result); once = about['recipe']=='one pass'
         p = _one_pass(restorer or about['restorer'], about.get('side'), about['fidelity'], device) if once else _prior(prior, device, about.get('bf16', False))
         if person: p = _person(person, p)
+        if photo=='astronaut' and not Path(photo).exists(): photo = damaged_astronaut(p.side)[0]
         made = _warned(lambda: again_(about, photo, p, None if album is None else personal_album(album, p.side, sys.stderr.isatty())))
         with Image.open(result) as im: far = np.abs(np.asarray(made, int)-np.asarray(im, int)).max()
         if out: _say(save_image(made, out, signed(about) | MARKED, overwrite=force))
@@ -254,7 +260,7 @@ def train(data: Annotated[Path, typer.Argument(help='Folder of aligned pictures,
           start: Annotated[Optional[str], typer.Option(help='Begin with the weights of this prior, as far as they fit, '
                                                             'e.g. faces64 for faces of another side.')]=None,
           sample_every: Annotated[int, typer.Option(help='Write a sheet of samples every so many iterations; 0: never.')]=1000,
-          seed: Annotated[int, typer.Option(min=0, help='Of the run.')]=0,
+          seed: Annotated[int, typer.Option(min=0, max=2**31-1, help='Of the run.')]=0,
           fp32: Annotated[bool, typer.Option('--fp32', help='Full precision, also where bf16 is quick.')]=False,
           compiled: Annotated[bool, typer.Option('--compile', help='torch.compile the network (needs a C++ compiler on the CPU).')]=False,
           device: DeviceOption=None):
@@ -310,7 +316,7 @@ def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of ea
 # %% ../nbs/18_cli.ipynb #4fa7a1ae
 def _numbers(pairs):
     "['iso=800', ...] as numbers."
-    try: return {k: float(v) for k,v in (p.split('=') for p in pairs)}
+    try: return {k: int(v) if v.isdecimal() else float(v) for k,v in (p.split('=') for p in pairs)}
     except ValueError: stop(f'--set takes NAME=NUMBER, got {" ".join(pairs)}')
 
 @app.command()
@@ -336,7 +342,7 @@ def degrade(photos: Annotated[List[str], typer.Argument(help='Photos and folders
 
 # %% ../nbs/18_cli.ipynb #4f2b2180
 @app.command()
-def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
+def faces(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='Folder for copies with the faces marked and numbered.')]=None,
           detector: Annotated[str, typer.Option(help='cascade, or yunet.')]='cascade', force: ForceOption=False):
     """List and number the faces in each photo.
@@ -346,8 +352,11 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     Example: gen2res faces family.jpg -o marked
     """
     from gen2res.faces import find_faces, marked, middle
-    from gen2res.images import each_file, load_photo, save_image
+    from gen2res.images import ImageError, each_file, load_photo, save_image
+    taken = set()
     def one(path):
+        if out and path.stem in taken: raise ImageError(f'{path}: another photo of this call has the same name without its suffix; give it another --out')
+        taken.add(path.stem)
         photo = load_photo(path); found = find_faces(photo, detector=detector)
         where = [f'{middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for f in found]
         _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {w}' for i,w in enumerate(where)))
@@ -356,10 +365,10 @@ def faces(photos: Annotated[List[Path], typer.Argument(help='Photos and folders 
     if failed: raise typer.Exit(2)
 
 @app.command()
-def album(photos: Annotated[List[Path], typer.Argument(help='Photos and folders of photos.')],
+def album(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; '
                                                                 'what is there already is not made again, '
-                                                                'pictures made with other settings are replaced.')]=Path('albums'),
+                                                                'pictures made with other settings or seeds are replaced.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,

@@ -85,7 +85,7 @@ class PartialGuide(Constraint):
         return torch.autograd.grad(self.loss(x0, self.target.to(x0)).sum(), x0)[0]
 
     def on_mean(self, st):
-        if st.deterministic:
+        if st.deterministic and st.s>=0:
             raise ValueError("PartialGuide pulls in proportion to the variance of the step, and this step rule has none: use ddpm, or ddim with eta")
         pulled = lambda x0: st.mean - self.scale*st.var*self.gradient(x0)
         mean = pulled(st.x0)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PAPER_SIDE', 'CLASSIC', 'XYZ_TO_CAM', 'RGB_TO_XYZ', 'GAMMA', 'ISO', 'SHOT_PER_ISO', 'SEPIA', 'Recipe', 'NUMBER',
-           'RECIPES', 'noise', 'jpeg', 'smaller', 'larger', 'classic', 'uniform', 'draw_classic', 'colour_matrix',
-           'to_linear', 'from_linear', 'bayer', 'demosaic', 'sensor_noise', 'expose', 'camera', 'draw_camera', 'path',
-           'kernel', 'convolve', 'motion', 'draw_motion', 'drawing', 'scratches', 'draw_scratches', 'grain', 'crease',
-           'old', 'draw_old', 'draw_lowlight', 'small', 'draw_small', 'draw_jpeg', 'recipe_of', 'degrade_one',
-           'degrade', 'file_seed', 'degrade_files']
+           'RECIPES', 'MARK', 'noise', 'jpeg', 'smaller', 'larger', 'classic', 'uniform', 'draw_classic',
+           'colour_matrix', 'to_linear', 'from_linear', 'bayer', 'demosaic', 'sensor_noise', 'expose', 'camera',
+           'draw_camera', 'path', 'kernel', 'convolve', 'motion', 'draw_motion', 'drawing', 'scratches',
+           'draw_scratches', 'grain', 'crease', 'old', 'draw_old', 'draw_lowlight', 'small', 'draw_small', 'draw_jpeg',
+           'recipe_of', 'degrade_one', 'degrade', 'file_seed', 'degrade_files']
 
 # %% ../nbs/07_degrade.ipynb #87aad26e
 import hashlib, io, json, math
@@ -18,7 +18,8 @@ import torch, torch.nn.functional as F
 from PIL import Image, ImageDraw
 import gen2res
 from .filters import blur, mirror
-from .images import ImageError, atomic, each_file, load_image, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
+from .images import ImageError, atomic, each_file, load_image, png_text, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
+from .prior import sha256_of
 
 # %% ../nbs/07_degrade.ipynb #21733e4f
 PAPER_SIDE = 512 # pixels; the side at which DT-BFR states its ranges
@@ -263,7 +264,10 @@ def degrade_one(x, # 1 x 3 x H x W
     numbers |= fixed
     try: json.dumps(numbers)
     except TypeError as e: raise ValueError(f'recipe {recipe!r}: what it draws must be plain numbers, that can be written down ({e})') from None
-    y = r.apply(x, g, **numbers)
+    try: y = r.apply(x, g, **numbers)
+    except (TypeError, ArithmeticError) as e:
+        if not fixed: raise
+        raise ValueError(f'recipe {recipe!r} cannot work with {", ".join(f"{k} = {v}" for k,v in fixed.items())} ({e})') from None
     if y.shape!=x.shape: raise ValueError(f'recipe {recipe!r}: made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
     return y.clamp(-1, 1), numbers
 
@@ -278,19 +282,29 @@ def degrade(x, # B x 3 x H x W in [-1, 1]
 # %% ../nbs/07_degrade.ipynb #862d8b5b
 def file_seed(seed:int, name:str) -> int: return int(hashlib.sha256(f'{seed}:{name}'.encode('utf8', 'surrogateescape')).hexdigest()[:12], 16)
 
+MARK = 'gen2res-degraded' # the text that each result carries
+
+def _drawn(path, asked) -> dict|None:
+    "The numbers of a picture that an earlier call made of just this."
+    try: made = json.loads(png_text(path, MARK)); numbers = made.pop('numbers')
+    except (TypeError, ValueError, KeyError): return None
+    return numbers if made==asked else None
+
 def degrade_files(paths, # files and folders
                   recipe:str, out, # folder for NAME.png and manifest.json
                   seed:int=0, force:bool=False, progress:bool=False, report=print, **fixed) -> list: # files that failed
-    "Degrade photos into a folder; the manifest holds what it takes to do it again."
+    "Degrade photos into a folder; the manifest holds what it takes to do it again. Killed, it goes on where it was."
     recipe_of(recipe)
     out,done = Path(out),{}
     manifest = out/'manifest.json'
     if manifest.exists() and not force: raise ImageError(f'{manifest}: exists already; --force replaces it, or choose another folder')
     def one(path):
         if path.stem in done: raise ImageError(f'{path}: another photo of this call has the same name without its suffix')
-        s = file_seed(seed, path.stem)
-        y,numbers = degrade_one(load_image(path), recipe, torch.Generator().manual_seed(s), **fixed)
-        report(save_image(y, out/f'{path.stem}.png', overwrite=force))
+        x,target,s = load_image(path),out/f'{path.stem}.png',file_seed(seed, path.stem)
+        asked = dict(recipe=recipe, seed=s, fixed=fixed, file=sha256_of(path)[:12])
+        if not force and (numbers := _drawn(target, asked)) is not None: done[path.stem] = dict(source=path.name, seed=s, **numbers); return
+        y,numbers = degrade_one(x, recipe, torch.Generator().manual_seed(s), **fixed)
+        report(save_image(y, target, {MARK: json.dumps(dict(asked, numbers=numbers))}, overwrite=force))
         done[path.stem] = dict(source=path.name, seed=s, **numbers)
     failed = each_file(paths, one, progress, report)
     about = dict(gen2res=gen2res.__version__, recipe=recipe, seed=seed, fixed=fixed, files=done)

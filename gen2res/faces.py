@@ -6,7 +6,7 @@
 __all__ = ['Face', 'BOX_X', 'BOX_Y', 'BOX_WIDTH', 'SMALL', 'Look', 'LOOKS', 'ROOM', 'DETECTORS', 'DETAIL', 'LOOK', 'cascade',
            'middle', 'corners', 'crop', 'align', 'by_eyes', 'yunet', 'marked', 'detect', 'face_cut', 'face_square',
            'feather', 'as_sharp', 'in_its_colours', 'paste_back', 'find_faces', 'face_of', 'put_back', 'whole', 'boxed',
-           'chosen', 'look_for']
+           'chosen', 'NoFace', 'look_for']
 
 # %% ../nbs/13_faces.ipynb #0d59f4b4
 import math
@@ -340,17 +340,19 @@ def chosen(faces, which:str='all') -> list: # which: all, largest, or numbers wi
     "Some of the faces. Raises ImageError for numbers that are not there."
     if which in ('all', ''): return faces
     if which=='largest': return [max(faces, key=lambda f: f.side)]
-    try: return [faces[int(i)] for i in which.split(',')]
-    except (ValueError, IndexError):
+    try: return [dict(enumerate(faces))[i] for i in dict.fromkeys(map(int, which.split(',')))]
+    except (ValueError, KeyError):
         raise ImageError(f'--face {which}: not one of those found here ({", ".join(map(str, range(len(faces))))}); '
                          'say all, largest, or numbers like 0,2') from None
 
+class NoFace(ImageError): "There is no face in this photo, and no word on where one would be."
+
 def look_for(photo:Image.Image, which:str='all', box=None, **kw) -> tuple: # box: x, y, w, h; kw: of detect -> (faces, how)
-    "Which squares of a photo are to be restored. how: 'box', 'centre', 'aligned' or 'square' (all of it), 'face'. Raises ImageError if there is none."
+    "Which squares of a photo are to be restored. how: 'box', 'centre', 'aligned' or 'square' (all of it), 'face'. Raises NoFace."
     if box: return [boxed(photo, *box)],'box'
     if which=='centre': return [whole(photo)],'centre'
     faces,(w,h) = find_faces(photo, **kw),photo.size
     if len(faces)==1 and _is_aligned(faces[0], h, w): return [whole(photo)],'aligned'
     if faces: return chosen(faces, which),'face'
     if max(w, h)<1.1*min(w, h): return [whole(photo)],'square'                        # taken for a face too damaged to be found
-    raise ImageError('no face found; --box x,y,w,h (pixels, around the head) says where one is, --face centre takes the middle')
+    raise NoFace('no face found; --box x,y,w,h (pixels, around the head) says where one is, --face centre takes the middle')

@@ -98,17 +98,17 @@ def _reason(e, path):
     return f'cannot be decoded ({e or type(e).__name__})' if not isinstance(e, ImageError) else str(e)
 
 def _read(path, max_pixels, form):
-    try: return form(_opened(path, max_pixels))
+    try: return form(_opened(path, max_pixels or MAX_PIXELS))
     except Exception as e:   # a decoder given garbage can raise anything
         raise ImageError(f'{path}: {_reason(e, path)}'.replace('\n', ' ')) from None
 
 def load_image(path, # file of any kind Pillow reads
-               max_pixels:int=MAX_PIXELS, # larger pictures are refused before they are decoded
+               max_pixels:int|None=None, # larger pictures are refused before they are decoded; None: MAX_PIXELS, whatever it is by now
               ) -> torch.Tensor: # 1 x 3 x H x W in [-1, 1]
     "Read a photo: upright, RGB, sRGB. Raises `ImageError` with one line for anything that is not one."
     return _read(path, max_pixels, lambda im: to_tensor(to_unit_rgb(im)))
 
-def load_photo(path, max_pixels:int=MAX_PIXELS) -> Image.Image: # RGB, 8 bits
+def load_photo(path, max_pixels:int|None=None) -> Image.Image: # RGB, 8 bits
     "The same as a Pillow picture, for photos of which only parts are worked on: a quarter of the memory."
     return _read(path, max_pixels, to_rgb)
 
@@ -187,6 +187,7 @@ def is_foreign(path, key:str) -> bool:
 def list_images(paths, # files and folders; a folder stands for the pictures in it, not in its subfolders
                ) -> list: # of Path, sorted within each folder, each once
     "Expand folders. A file named by hand is kept whatever its suffix: reading it will say what is wrong."
+    if '' in (paths := [*paths]): raise ImageError('a file without a name')
     inside = lambda d: sorted(p for p in d.iterdir() if p.suffix.lower() in {*SUFFIXES, '.heic', '.heif'} and p.is_file() and not p.name.startswith('.'))
     return list(dict.fromkeys(q for p in map(Path, paths) for q in (inside(p) if p.is_dir() else [p])))
 

@@ -18,7 +18,7 @@ from .degrade import file_seed
 from .filters import lowpass
 from .images import ImageError, atomic, choice, explorer, is_foreign, list_images, png_text, save_image
 from .prior import weights_hash
-from .restore import At, read_face, restore
+from .restore import At, read_face, restore, walk_from
 from .sample import counted, ddpm
 from .train import album_hash, to_unit
 from .tune import to_u8
@@ -31,6 +31,7 @@ def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
     at = At(PSEUDO_SIDE, prior)
     if L is not None and L<0 or N is not None and N<1:
         raise ValueError(f'what is held: L must be a noise index from 0 on and N a factor from 1 on, got L = {L}, N = {N}')
+    if N and prior.shape[-1]%N: raise ValueError(f'N = {N} must divide the side that is walked, {prior.shape[-1]}')
     K,steps = at.t(PSEUDO_K) if K is None else K,int(steps) if str(steps).isdecimal() else steps
     return dict(K=K, L=at.t(PSEUDO_L) if L is None else L, N=at.N(PSEUDO_N) if N is None else N,
                 steps=max(1, round(K/PSEUDO_STRIDE)) if steps is None and K else steps)
@@ -92,7 +93,7 @@ def make_targets(lq, # folder or files: the photos
     out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else [*lq]
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
-    n = pseudo_numbers(prior, K, L, N, steps)
+    n = pseudo_numbers(prior, K, L, N, steps); walk = walk_from(prior.schedule, n['K'], n['steps'])   # complains now, not after all photos are read
     about = n | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
     plans = list(_plans(files, prior.side, seed, about, report))
     if not plans: raise ImageError(f'{lq}: no picture here that can be read')
@@ -101,7 +102,7 @@ def make_targets(lq, # folder or files: the photos
     if foreign: raise ValueError(f'{foreign[0]}: is there already, and not a target; choose another folder')
     todo = [p for p in plans if made_by(out/f'{p[0]}.png')!=p[2]]
     bar = tqdm(total=len(plans), initial=len(plans)-len(todo), disable=not progress, unit='target')
-    callback = counted(watch, 'making targets', -(-len(todo)//batch)*len(prior.schedule.timesteps(n['K'], n['steps'])))
+    callback = counted(watch, 'making targets', -(-len(todo)//batch)*len(walk))
     for some,x in in_batches(partial(_targets, prior=prior, restorer=restorer, callback=callback), todo, batch):
         for (stem,_,made),im in zip(some, x.split(1)): save_image(im, out/f'{stem}.png', {MARK: json.dumps(made), 'Comment': NOTE}, overwrite=True)
         bar.update(len(some))

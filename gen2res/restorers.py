@@ -172,7 +172,9 @@ def save_restorer(restorer:RestorationModel, path, # ends in .safetensors
 class OnePass:
     "A restorer where the commands and the sheet expect a `Restorer`: no prior, no walk."
     title = 'restored in one pass'
-    def __init__(self, restorer, side:int|None=None): self.restorer,self.side = restorer,side or restorer.side
+    def __init__(self, restorer, side:int|None=None): # side: a multiple of 4
+        self.restorer,self.side = restorer,side or restorer.side
+        if self.side%4: raise ValueError(f'side = {self.side}: must be a multiple of 4')
     def settings(self):
         r = self.restorer
         return dict(recipe='one pass', restorer=r.name, side=self.side, weights=weights_hash(r.model), fidelity=r.fidelity)

@@ -239,7 +239,7 @@ class Run:
     def log(self, losses):
         "One JSON line; now and then with a validation."
         row = dict(it=self.it, loss=float(f'{np.mean(losses):.4g}'), lr=self.lr_at(self.it), seconds=round(self.spent)) | self.noted()
-        if self.due(self.val_every) and (val := self.validate()) is not None: row['val'] = val
+        if self.val_every and (self.due(self.val_every) or self.it==self.iters) and (val := self.validate()) is not None: row['val'] = val
         if self.out:
             with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
 

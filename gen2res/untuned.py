@@ -9,7 +9,7 @@ __all__ = ['shifted', 'album_mean', 'AlbumMean', 'Shared', 'SharedPrior']
 import copy, math
 import torch, torch.nn.functional as F
 from .constraints import Constraint
-from .filters import lowpass
+from .filters import lowpass, nearest_factor
 from .images import seeded
 from .prior import Pred, Prior
 from .unet import Attention
@@ -49,7 +49,7 @@ class AlbumMean(Constraint):
                  lo:int=0, hi:int=10**9, every:int=1): # active on indices lo..hi
         super().__init__(every, lo, hi)
         fold = max(1, round(album.shape[-1]/64))                                # chosen at 64 pixels, a larger face has the same parts
-        self.scale,self.c,self.side,self.N = scale,c,side or 15*fold+1-fold%2,N or 4*fold
+        self.scale,self.c,self.side,self.N = scale,c,side or 15*fold+1-fold%2,N or nearest_factor(4*fold, album.shape[-1])
         self.pictures = shifted(self.detail(album), r, fold)
 
     def detail(self, x): return x-lowpass(x, self.N)

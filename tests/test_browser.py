@@ -1,5 +1,5 @@
 "The page as a visitor uses it, in Chromium, and with twenty visitors at once. Without Chromium or Chrome on the PATH the browser's part is skipped, and says so."
-import re, shutil, subprocess, sys, threading
+import re, shutil, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -69,6 +69,20 @@ class Visitor:
         return to
 
 def photo(folder, name, brightness=1., side=128): return save_image(damaged_astronaut(side)[0]*brightness, folder/f'{name}.png')
+
+@in_browser
+def test_an_open_page_keeps_its_files_and_a_closed_one_does_not(chrome, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'AGE', 6); monkeypatch.setattr(app, 'TICK', 1); monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path/'cache'))
+    server = app.build(); _,url,_ = server.queue().launch(prevent_thread_lock=True, server_name='127.0.0.1', server_port=free_port(), quiet=True, css=app.CSS)
+    page = chrome.new_page(); page.set_default_timeout(WAIT); page.goto(url); v = Visitor(page); there = lambda: [p for p in (tmp_path/'cache').rglob('*mine*') if p.is_file()]
+    v.upload_face(photo(tmp_path, 'mine')); time.sleep(20); assert there()      # three times as old as files get
+    v.set_K(8); v.press('Restore'); v.result(tmp_path/'page'); page.close()
+    wait(lambda: not there()); server.close()
+
+def wait(until, seconds=60):
+    end = time.monotonic()+seconds
+    while not until():
+        assert time.monotonic()<end; time.sleep(.2)
 
 @in_browser
 def test_upload_restore_slide_download(visitors, tmp_path):

@@ -143,10 +143,25 @@ def damaged_face():
     return damaged_astronaut()[0]
 
 @pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), 'no such file'), (('--recipe', 'personal'), 'say --album DIR'), (('--album', 'nowhere'), 'nowhere'),
-                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face')])
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face'), (('--face', '7'), 'the example is one square'), (('--restorer', 'none'), 'nothing is restored'), (('--restorer', 'swinir64', '--side', 50), 'multiple of 4'), (('--device', 'cuda:7'), 'cuda:7: ')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
+
+def test_again_of_the_example_and_where_it_may_not_write(tmp_path):
+    assert run('restore', 'astronaut', '-o', tmp_path/'o', '--steps', 2)[0]==0; made = tmp_path/'o'/'astronaut_restored.png'
+    code,out,_ = run('again', made, 'astronaut'); assert code==0 and 'the same, pixel by pixel' in out
+    for out in (tmp_path, made): code,_,err = run('again', made, 'astronaut', '-o', out); assert code==2 and ('is a folder' in err or 'exists already' in err)
+
+@pytest.mark.parametrize('command', ['restore', 'faces', 'album', 'degrade'])
+def test_an_empty_name_is_not_this_folder(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); save_image(astronaut(64), 'her.png')
+    code,_,err = run(command, '', '-o', 'out'); assert code==2 and 'a file without a name' in err and not Path('out').exists()
+
+def test_two_marked_photos_of_one_name(tmp_path):
+    for d in 'ab': save_image(astronaut(64), tmp_path/d/'her.png')
+    code,out,err = run('faces', tmp_path/'a'/'her.png', tmp_path/'b'/'her.png', '-o', tmp_path/'o', '--force')
+    assert code==2 and err.count('failed')==1 and 'another photo of this call has the same name' in err
 
 @pytest.mark.parametrize('how,recipe', [(('--album', 'album'), 'personal'), (('--generative', 2), 'generative')])
 def test_an_album_tunes_the_prior_that_restores(tmp_path, monkeypatch, how, recipe):

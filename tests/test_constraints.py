@@ -1,5 +1,6 @@
 "Constraints: where they act, what they cost, and the published formulas by hand."
 import math
+from functools import partial
 import pytest, torch
 from gen2res.constraints import Constraint, Guide, LowFreq, PartialGuide, X0Guide
 from gen2res.filters import lowpass
@@ -61,6 +62,10 @@ def test_partial_guide_needs_variance(tiny):
     y = photos()
     with pytest.raises(ValueError, match='this step rule has none: use ddpm'): restore(y, tiny, K=20, step=ddim, constraints=[PartialGuide(-y, 9.)])
     assert not torch.equal(restore(y, tiny, K=20, constraints=[PartialGuide(-y, 9.)]), restore(y, tiny, K=20))
+
+def test_partial_guide_by_ddim_with_variance(tiny):
+    y = photos(); walk = lambda *c: restore(y, tiny, K=20, step=partial(ddim, eta=1.), constraints=c)
+    assert not torch.equal(walk(PartialGuide(-y, 9.)), walk())                              # the last step, which has none, is nothing to refuse
 
 def test_further_gradients_are_taken_where_the_last_one_led(tiny):
     y,x,noise = photos(1),photos(1).flip(-1),iter([torch.full((1,3,16,16), .3), torch.full((1,3,16,16), -.2)])

@@ -110,6 +110,19 @@ def test_folder(tmp_path):
     (tmp_path/'nothing').mkdir()
     with pytest.raises(ImageError, match='no pictures here'): degrade_files([tmp_path/'nothing'], 'jpeg', tmp_path/'x')
 
+def test_a_killed_call_goes_on(tmp_path):
+    for n in 'ab': save_image(astronaut(40), tmp_path/f'in/{n}.png')
+    made,note,go = tmp_path/'out/a.png',tmp_path/'out/manifest.json',lambda **kw: degrade_files([tmp_path/'in'], 'camera', tmp_path/'out', report=said.append, **kw)
+    said = []; assert go()==[] and len(said)==2
+    first,written = note.read_bytes(),made.stat().st_mtime_ns; note.unlink(); (tmp_path/'out/b.png').unlink(); said.clear()
+    assert go()==[] and note.read_bytes()==first and made.stat().st_mtime_ns==written and said==[tmp_path/'out/b.png']
+    note.unlink(); assert len(go(seed=1))==2 and made.stat().st_mtime_ns==written            # asked for something else, it is not replaced
+
+@pytest.mark.parametrize('recipe,fixed', [('camera', dict(scale=0)), ('scratches', dict(count=2.5)), ('classic', dict(r=0)), ('small', dict(pixels=0))])
+def test_numbers_that_cannot_be(recipe, fixed):
+    [k] = fixed
+    with pytest.raises(ValueError, match=f"recipe '{recipe}' cannot work with {k} = "): degrade(astronaut(32), recipe, **fixed)
+
 @pytest.mark.parametrize('recipe,line', [
     (Recipe(lambda g, side: dict(k=torch.ones(1)), lambda x, g, k: x, ()), 'must be plain numbers'),
     (Recipe(lambda g, side: {}, lambda x, g: x[...,::2,::2], ()), 'must keep the shape')])

@@ -1,5 +1,5 @@
 "The page builds, its functions do what the command line does, and what goes wrong is a toast."
-import sys, threading, time, zipfile
+import json, os, subprocess, sys, threading, time, urllib.request, zipfile
 from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent/'demo'))
 import app
 from gen2res.images import astronaut, load_image, png_text, resize, save_image, to_array
 from gen2res.restore import Restorer, read_record, restore_file
+from test_team import free_port
 
 class Visitor(SimpleNamespace):
     def __init__(self, name): super().__init__(session_hash=f'test_{name}')
@@ -111,6 +112,37 @@ def test_a_restorer_is_adapted_and_used(me, tmp_path):
     (tmp_path/'b.zip').write_text('no zip')
     with pytest.raises(gr.Error, match='not a zip'): app.adapted([str(tmp_path/'b.zip')], 2, me, None)
 
+def test_every_photo_of_a_zip_is_taken_once(tmp_path):
+    photo = save_image(astronaut(16), tmp_path/'1.png')
+    with zipfile.ZipFile(tmp_path/'mac.zip', 'w') as z:
+        for d in 'abc': z.write(photo, f'{d}/1.png'); z.writestr(f'__MACOSX/{d}/._1.png', b'x')
+    got = app._unzipped([str(tmp_path/'mac.zip'), str(photo)], tmp_path/'lq')
+    assert sorted(p.name for p in got.iterdir())==['1.png', '1_1.png', '1_2.png', '1_3.png'] and all(load_image(p).shape==(1,3,16,16) for p in got.iterdir())
+    with zipfile.ZipFile(tmp_path/'bad.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.png', bytes(range(256))*40)
+    raw = bytearray((tmp_path/'bad.zip').read_bytes()); raw[40:60] = b'\xff'*20; (tmp_path/'bad.zip').write_bytes(raw)
+    with pytest.raises(app.ImageError, match='bad.zip: is not a zip, or is damaged'): app._unzipped([str(tmp_path/'bad.zip')], tmp_path/'lq2')
+
+def test_what_the_command_line_notes_is_a_toast(me, tmp_path, monkeypatch):
+    said = []; monkeypatch.setattr(gr, 'Warning', said.append)
+    restored(str(save_image(astronaut(512), tmp_path/'large.png')), me); assert 'nothing finer is repaired' in said[0]
+
+def test_the_limit_of_pixels_is_every_upload_s(me, tmp_path, monkeypatch):
+    monkeypatch.setattr('gen2res.images.MAX_PIXELS', 100); photo = app.example(me)
+    for f in (lambda: app.found(photo, me), lambda: app.suggested(photo, me, None), lambda: app.explorations()['noise: K'].tried(photo, 5, 0, me, None)):
+        with pytest.raises(gr.Error, match='more than the limit'): f()
+
+def test_a_stopped_server_keeps_nothing_of_its_visitors(tmp_path):
+    port = free_port(); (tmp_path/'t').mkdir()
+    server = subprocess.Popen(['gen2res', 'demo', '--port', str(port)], env=os.environ | dict(TMPDIR=str(tmp_path/'t')), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert any(b'Running on' in l for l in server.stdout)
+        sent = urllib.request.Request(f'http://127.0.0.1:{port}/gradio_api/upload', headers={'Content-Type': 'multipart/form-data; boundary=b'}, data=b'--b\r\n'
+                                      b'Content-Disposition: form-data; name="files"; filename="mine.png"\r\n\r\n123\r\n--b--\r\n')
+        kept = Path(json.loads(urllib.request.urlopen(sent).read())[0]); assert kept.exists() and list((tmp_path/'t').glob('gen2res_visitors_*'))
+        server.terminate(); server.wait(60)
+        assert not kept.exists() and not list((tmp_path/'t').glob('gen2res_*'))
+    finally: server.kill()
+
 def test_explore_draws_what_was_tried(me, monkeypatch):
     said = []; monkeypatch.setattr(gr, 'Info', lambda m: said.append(m))
     photo,all_ = app.example(me),app.explorations(); e = all_['noise: K']; Ks = e.knobs['K']; e.knobs['K'] = Ks[:3]
@@ -124,7 +156,7 @@ def test_every_event_knows_its_visitor():
     "What may keep something must be told by whom it is asked, or visitors would share it."
     from gradio.helpers import special_args
     for f in app.build().fns.values():
-        if f.inputs and f.name not in ('default_K', 'looked_at', 'load_example'): assert any(isinstance(a, str) for a in special_args(f.fn, [0]*len(f.inputs), request='me')[0]), f.name
+        if f.inputs and f.name not in ('default_K', 'looked_at', 'load_example', 'keep'): assert any(isinstance(a, str) for a in special_args(f.fn, [0]*len(f.inputs), request='me')[0]), f.name
 
 def to_bytes(im): return im.convert('RGB').tobytes()
 

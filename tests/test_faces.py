@@ -144,7 +144,8 @@ def test_feather(): assert feather(64)[32,32]==1 and feather(64)[0].max()<.02 an
 def test_choosing():
     some = [Face(0, 0, 10), Face(50, 0, 30), Face(0, 90, 20)]
     assert chosen(some, 'all')==some and chosen(some, 'largest')==[some[1]] and chosen(some, '2,0')==[some[2], some[0]]
-    for bad in ('3', 'x', '0,', '1;2'):
+    assert chosen(some, '1,1')==[some[1]]
+    for bad in ('3', '-1', 'x', '0,', '1;2'):
         with pytest.raises(ImageError, match='0, 1, 2'): chosen(some, bad)
 
 def test_where_to_look():

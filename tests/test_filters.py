@@ -1,6 +1,6 @@
 "phi_N, to the last digit."
 import numpy as np, pytest, torch
-from gen2res.filters import FILTERS, box, lowpass, mirror, shrink
+from gen2res.filters import FILTERS, box, lowpass, mirror, nearest_factor, shrink
 from conftest import DATA
 
 @pytest.mark.parametrize('kind', ['noise', 'smooth'])
@@ -22,6 +22,9 @@ def test_differentiable_and_of_the_same_shape(name):
 def test_N_must_divide():
     with pytest.raises(ValueError, match='must divide'): lowpass(torch.zeros(1,3,30,32), 4)
     x = torch.randn(1,3,7,5); assert torch.equal(lowpass(x, 1), x)
+
+@pytest.mark.parametrize('N,side,near', [(2., 64, 2), (4., 64, 4), (16., 512, 16), (5.5, 88, 4), (.5, 64, 2), (12.5, 200, 10)])
+def test_the_nearest_factor(N, side, near): assert nearest_factor(N, side)==near and side%near==0
 
 def test_box_is_a_projection():
     x = torch.randn(1,3,16,16); assert torch.allclose(box(box(x, 4), 4), box(x, 4), atol=1e-6)

@@ -11,9 +11,9 @@ def photos(n=3): return torch.rand(n,3,16,16, generator=torch.Generator().manual
 
 def test_the_papers_numbers(faces64):
     assert pseudo_numbers(faces64)==dict(K=211, L=61, N=2, steps=53)
-    for bad in (dict(L=-1), dict(N=0)):
-        with pytest.raises(ValueError, match='what is held'): pseudo_numbers(faces64, **bad)
-    assert pseudo_numbers(faces64, K=100, L=7, N=5)==dict(K=100, L=7, N=5, steps=25) and pseudo_numbers(faces64, steps='10')['steps']==10 and pseudo_numbers(faces64, steps='5,10')['steps']=='5,10'
+    for bad,why in ((dict(L=-1), 'what is held'), (dict(N=0), 'what is held'), (dict(N=5), 'N = 5 must divide')):
+        with pytest.raises(ValueError, match=why): pseudo_numbers(faces64, **bad)
+    assert pseudo_numbers(faces64, K=100, L=7, N=4)==dict(K=100, L=7, N=4, steps=25) and pseudo_numbers(faces64, steps='10')['steps']==10 and pseudo_numbers(faces64, steps='5,10')['steps']=='5,10'
     assert pseudo_numbers(faces64, K=0)['steps'] is None
 
 def test_is_the_loop_with_a_window(tiny):

@@ -1,13 +1,15 @@
 "Recipes, restorers with albums, several samples, and records that are enough to make a picture again."
-import json, warnings
+import copy, json, warnings
 import pytest, torch
 from gen2res.untuned import AlbumMean
 from PIL import Image
+from skimage import data
 from gen2res.constraints import Guide, LowFreq, PartialGuide
 from gen2res.prior import Prior
 from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_tensor, to_unit_rgb
 from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
                              restore_example, restore_file, restore_files, restorer_of, spread, spread_map)
+from gen2res.restorers import OnePass, load_restorer
 from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
 from gen2res.tune import PRESETS, tune
@@ -108,6 +110,35 @@ def test_a_file_again_of_several_samples(tiny, tmp_path, how):
     made,_ = restore_file(tmp_path/'her.png', Restorer(tiny, K=20), tmp_path/'out', seed=3, samples=3, **how)
     once_more = again(read_record(made), tmp_path/'her.png', tiny)
     assert to_tensor(to_unit_rgb(once_more)).equal(load_image(made)) and ('faces' in read_record(made))==(not how)
+
+@pytest.mark.parametrize('how', [dict(), dict(which='largest'), dict(which='centre'), dict(which='0')])
+def test_a_photo_smaller_than_the_restorer_sees_comes_back_whole(tmp_path, how):
+    a = resize(to_tensor(data.astronaut()/255), 200); save_image(torch.cat([a, a.flip(-1)], -1), tmp_path/'two.png')
+    result,_ = restore_file(tmp_path/'two.png', OnePass(load_restorer('identity'), 512), tmp_path/'out', **how)
+    assert load_image(result).equal(load_image(tmp_path/'two.png')) and len(read_record(result)['faces'])==(1 if how else 2)
+
+def test_a_small_photo_of_nothing_else_is_one_square(tmp_path):
+    save_image(resize(astronaut(), 64), tmp_path/'her.png'); save_image(resize(data_rocket(), 60)[..., :40], tmp_path/'none.png'); r = OnePass(load_restorer('identity'), 96)
+    assert load_image(restore_file(tmp_path/'her.png', r, tmp_path/'out')[0]).shape[-2:]==(96, 96)
+    with pytest.warns(UserWarning, match='no face found; all of it is restored as one'): restore_file(tmp_path/'none.png', r, tmp_path/'out')
+    with pytest.raises(ImageError, match='none.png: no detector .magic.'): restore_file(tmp_path/'none.png', r, tmp_path/'out', force=True, detector='magic')
+
+def data_rocket(): return to_tensor(data.rocket()/255)
+
+@pytest.mark.parametrize('side', [88, 104, 152, 200])
+@pytest.mark.parametrize('recipe', ['dda', 'pseudo', 'dr2'])
+def test_recipes_at_any_side_hold_by_a_factor_of_it(tiny, recipe, side):
+    other = copy.copy(tiny); other.side = side
+    [c] = recipe_arguments(recipe, torch.zeros(1,3,side,side), other)['constraints']; N = c.phi.keywords['N'] if hasattr(c, 'phi') else c.filter.keywords['N']
+    assert side%N==0 and 2<=N<=10
+
+@pytest.mark.parametrize('kw', [dict(steps='5,1', K=44), dict(recipe='dr2', K=3)])
+def test_a_walk_that_cannot_be_is_said_before_anything_is_made(faces64, kw):
+    with pytest.raises(ValueError, match='would start at index|ends before it has begun'): Restorer(faces64, **kw)
+
+def test_a_record_that_lacks_something(tmp_path):
+    save_image(y, tmp_path/'x.png', dict(gen2res=json.dumps(dict(recipe='plain', weights='', seed=0, samples=1, kept=0, source='', crop='')))  )
+    with pytest.raises(ImageError, match='x.png: its record lacks K, prior, steps'): read_record(tmp_path/'x.png')
 
 def test_a_face_larger_than_the_prior_sees_is_said(tiny, tmp_path):
     save_image(astronaut(), tmp_path/'her.png')

@@ -71,6 +71,11 @@ def test_validation_by_its_own_clock(pictures, tmp_path):
     assert [('val' in json.loads(l)) for l in open(tmp_path/'log.jsonl')]==[False, True]
     assert load_prior(tmp_path/'prior', 'cpu').card['validation']=={'20': .5}                             # not lost when the run ends
 
+def test_a_run_ends_with_a_validation(pictures, tmp_path):
+    t = Trainer(pictures, tmp_path, ARCH, val=pictures[:2], batch=2, iters=3, val_every=2, device='cpu'); t.errors = lambda: {20: 1/t.it}
+    t.run(progress=False)
+    assert [json.loads(l).get('val') for l in open(tmp_path/'log.jsonl')]==[{'20': .5}, {'20': 1/3}] and load_prior(tmp_path/'best', 'cpu').card['iterations']==3
+
 @pytest.mark.parametrize('change', [dict(arch=ARCH | dict(patch=1)), dict(batch=3), dict(seed=1)])
 def test_another_run_is_not_resumed(pictures, tmp_path, change):
     kw = dict(arch=ARCH, batch=2, iters=3, device='cpu')
