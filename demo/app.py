@@ -2,7 +2,7 @@
 import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-import atexit, hashlib, itertools, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
+import atexit, hashlib, itertools, lzma, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,6 +46,10 @@ VISITORS = _temporary('visitors') # made here, not when first asked for: a Space
 def folder(request:gr.Request) -> Path:
     "This visitor's own temporary folder."
     return VISITORS/name(request)
+
+def paths(payload):
+    "What a page holds in files, as it came. (gradio's own reading would decode every picture, leave a stub beside every file, and name the server's folders.)"
+    return payload and (payload.path if hasattr(payload, 'path') else [p.path for p in payload.root if p])
 
 def keep(*files):
     "What an open page holds in files is made young again, and so not deleted."
@@ -129,12 +133,17 @@ def _box(text):
     except ValueError: raise gr.Error(f'A box is x,y,w,h in pixels, not {text!r}.', print_exception=False) from None
     return x,y,w,h
 
+SAID,SHOWN = threading.local(),warnings.showwarning # what this thread was warned of; how others are told
+
+def _heard(message, *where, **kw): SHOWN(message, *where, **kw) if getattr(SAID, 'lines', None) is None else SAID.lines.append(message)
+
 def _toasted(f, *args):
-    "f(*args), its warnings as toasts."
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always', UserWarning); made = f(*args)
-    for w in said: gr.Warning(plain(w.message))
-    return made
+    "f(*args), its warnings as toasts. (Not by catch_warnings, which is all threads'.)"
+    warnings.simplefilter('always', UserWarning); warnings.showwarning,SAID.lines = _heard,[]
+    try: return f(*args)
+    finally:
+        for m in dict.fromkeys(map(str, SAID.lines)): gr.Warning(plain(m))
+        SAID.lines = None
 
 @on_gpu
 def run(photo, faces, box, recipe, K, samples, seed, person=None, request:gr.Request=None, progress=gr.Progress()):
@@ -194,8 +203,9 @@ def _is_picture(name):
     return name.suffix.lower() in ('.png','.jpg','.jpeg','.webp','.tif','.tiff','.bmp') and not name.name.startswith('.') and '__MACOSX' not in name.parts
 
 def _free(into, name):
-    "A place for this file; two of one name get two places."
-    return next(p for i in itertools.count() if not (p := into/(f'{name.stem}_{i}{name.suffix}' if i else name.name)).exists())
+    "A place for this file; two of one name, but for the suffix, get two places."
+    taken = {p.stem for p in into.iterdir()}
+    return into/(next(s for i in itertools.count() if (s := f'{name.stem}_{i}' if i else name.stem) not in taken)+name.suffix)
 
 def _unzipped(files, into):
     "The pictures among the uploads, those inside of zip files too; names that lead out of the folder are cut off."
@@ -205,9 +215,10 @@ def _unzipped(files, into):
         try:
             with zipfile.ZipFile(f) as z:
                 inside = [i for i in z.infolist() if not i.is_dir() and _is_picture(Path(i.filename))]
+                if any(i.flag_bits&1 for i in inside): raise ImageError(f'{f.name}: is encrypted')
                 if len(inside)>INPUTS or sum(i.file_size for i in inside)>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
                 for i in inside: _free(into, Path(i.filename)).write_bytes(z.read(i))
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError) as e: raise ImageError(f'{f.name}: is not a zip, or is damaged ({e})') from None
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as e: raise ImageError(f'{f.name}: is not a zip, or is damaged ({e})') from None
     if len(list_images([into]))>INPUTS: raise ImageError(f'more than {INPUTS} pictures')
     return into
 
@@ -281,11 +292,7 @@ def picture(label, height=340, **kw): return gr.Image(format='png', label=label,
 
 def sheet_of(label): return picture(label, None, elem_classes='sheet')
 
-def upload(label='Photo'):
-    "An upload, handed on as it came: the library reads it, with its limits and its errors; gradio's own would name the server's folders."
-    photo = picture(label, type='filepath', sources=['upload','clipboard','webcam'])
-    photo.preprocess = lambda payload: payload and payload.path                 # not a subclass: gradio would write a stub beside this file
-    return photo
+def upload(label='Photo'): return picture(label, type='filepath', sources=['upload','clipboard','webcam'])
 
 def slider(): return gr.ImageSlider(type='pil', format='png', label='Before | after', interactive=False, max_height=520)
 
@@ -322,7 +329,6 @@ def restore_tab():
     photo.change(found, photo, [seen, faces]).failure(lambda: None, None, photo) # what cannot be read is taken away again
     stops(no, guess.click(suggested, photo, K, **QUEUE),
           go.click(run, [photo, faces, box, recipe, K, samples, seed], [result, sheet, file], show_progress_on=result, **QUEUE))
-    return photo,file
 
 def album_tab():
     gr.Markdown('About twenty photos of one person, the more different the better: the prior learns who it is, and forgets everybody else.')
@@ -337,7 +343,6 @@ def album_tab():
     files.change(looked_at, files, [album, said])
     started = learn.click(tuned, [files, preset], person, **QUEUE),go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
     for b in (no, no2): stops(b, *started)
-    return files,person,photo,file
 
 def adapt_tab():
     gr.Markdown('Photos that were all damaged in the same, unknown way, dozens or hundreds of them. The prior cleans them, the small restorer learns to do the same in one pass, and the prior is not needed any more.')
@@ -349,7 +354,6 @@ def adapt_tab():
             photo = upload('Another photo of the same kind'); go = gr.Button('Restore in one pass', variant='primary'); result = slider(); file = download('PNG with its record')
     stops(no, learn.click(adapted, [files, iters], [sheet, adapted_file], show_progress_on=sheet, **QUEUE),
           go.click(one_pass, [photo, adapted_file], [result, file], show_progress_on=result, **QUEUE))
-    return files,adapted_file,photo,file
 
 def explore_tab():
     photo = upload(); demo = gr.Button('Use the example', size='sm'); demo.click(example, None, photo)
@@ -359,7 +363,6 @@ def explore_tab():
             go,no = buttons('Try'); figure = sheet_of('Figure')
             for k in knobs: k.input(e.drawn, [photo, *knobs], figure)
             stops(no, go.click(e.tried, [photo, *knobs], figure, **QUEUE))
-    return photo,
 
 CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 .sheet img {padding-top: 34px} /* the names above its pictures stay clear of the buttons */
@@ -368,13 +371,14 @@ CSS = '''.gradio-container {max-width: 1200px !important; margin: auto}
 def build():
     "The page."
     with gr.Blocks(title='gen2res', delete_cache=(AGE, AGE)) as page:
-        held = []                                                               # what a visitor's page holds in files
         gr.Markdown('# gen2res\nNoise a bad photo, then denoise it with a model of good ones.')
         for title,tab in (('Restore', restore_tab), ('With an album', album_tab), ('Adapt a restorer', adapt_tab), ('Explore', explore_tab)):
-            with gr.Tab(title): held += tab()
+            with gr.Tab(title): tab()
         gr.Markdown(f'{NOTICE} {PRIVACY}')
         page.unload(forget)
-        gr.Timer(TICK).tick(keep, held, concurrency_id='keep', concurrency_limit=None, show_progress='hidden', api_visibility='private')
+        held = [b for b in page.blocks.values() if isinstance(b, (gr.File, gr.Image, gr.ImageSlider))]
+        for b in held: b.preprocess = paths
+        gr.Timer(TICK).tick(keep, held, queue=False, show_progress='hidden', api_visibility='private')
     return page
 
 def launch(**kw): # of Blocks.launch

@@ -199,7 +199,7 @@ def again(result: Annotated[Path, typer.Argument(help='A PNG that `gen2res resto
         about = read_record(result); once = about['recipe']=='one pass'
         p = _one_pass(restorer or about['restorer'], about.get('side'), about['fidelity'], device) if once else _prior(prior, device, about.get('bf16', False))
         if person: p = _person(person, p)
-        if photo=='astronaut' and not Path(photo).exists(): photo = damaged_astronaut(p.side)[0]
+        if photo==about['source']=='astronaut' and 'file' not in about: photo = damaged_astronaut(p.side)[0]
         made = _warned(lambda: again_(about, photo, p, None if album is None else personal_album(album, p.side, sys.stderr.isatty())))
         with Image.open(result) as im: far = np.abs(np.asarray(made, int)-np.asarray(im, int)).max()
         if out: _say(save_image(made, out, signed(about) | MARKED, overwrite=force))
@@ -356,8 +356,7 @@ def faces(photos: Annotated[List[str], typer.Argument(help='Photos and folders o
     taken = set()
     def one(path):
         if out and path.stem in taken: raise ImageError(f'{path}: another photo of this call has the same name without its suffix; give it another --out')
-        taken.add(path.stem)
-        photo = load_photo(path); found = find_faces(photo, detector=detector)
+        photo = load_photo(path); found = find_faces(photo, detector=detector); taken.add(path.stem)
         where = [f'{middle(f)[0]:.0f},{middle(f)[1]:.0f}, {f.side:.0f} pixels, turned {f.angle:+.0f} degrees' for f in found]
         _say(f'{path}: {len(found)} face{"s"*(len(found)!=1)}', *(f'  {i}: around {w}' for i,w in enumerate(where)))
         if out: _say(save_image(marked(photo, found), out/f'{path.stem}_faces.png', overwrite=force))
@@ -747,6 +746,7 @@ def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
 
 def main():
     "Entry point of the `gen2res` command."
+    if '' in sys.argv[1:]: typer.echo('gen2res: one of the arguments is empty', err=True); sys.exit(2)     # '' as a path would be this folder
     app()
 
 if __name__=='__main__' and '__file__' in globals(): main()

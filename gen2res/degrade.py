@@ -261,6 +261,8 @@ def degrade_one(x, # 1 x 3 x H x W
     numbers = r.draw(g, max(x.shape[-2:]), *preset)
     unknown = set(fixed)-set(numbers)
     if unknown: raise ValueError(f"recipe {recipe!r} has no {', '.join(sorted(unknown))}; it has: {', '.join(numbers)}")
+    bad = [f'{k} = {v}' for k,v in fixed.items() if isinstance(v, (int, float)) and not 0<=v<math.inf]
+    if bad: raise ValueError(f'recipe {recipe!r}: {", ".join(bad)}; numbers must lie from 0 on')
     numbers |= fixed
     try: json.dumps(numbers)
     except TypeError as e: raise ValueError(f'recipe {recipe!r}: what it draws must be plain numbers, that can be written down ({e})') from None

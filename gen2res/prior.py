@@ -480,7 +480,8 @@ def _from_hub(repo):
 
 def best_device(asked=None):
     "What was asked for; else cuda if there is one, else mps, else cpu."
-    if str(asked).startswith('cuda') and not torch.cuda.is_available(): raise PriorError(f'{asked}: there is no GPU here that this PyTorch can use')
+    if str(asked).startswith('cuda') and (torch.device(asked).index or 0)>=torch.cuda.device_count():
+        raise PriorError(f'{asked}: no such GPU here that this PyTorch can use')
     if asked and str(asked)!='cuda': return torch.device(asked)
     if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')   # of a team each its own
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')

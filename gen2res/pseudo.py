@@ -31,7 +31,6 @@ def pseudo_numbers(prior, K=None, L=None, N=None, steps=None) -> dict:
     at = At(PSEUDO_SIDE, prior)
     if L is not None and L<0 or N is not None and N<1:
         raise ValueError(f'what is held: L must be a noise index from 0 on and N a factor from 1 on, got L = {L}, N = {N}')
-    if N and prior.shape[-1]%N: raise ValueError(f'N = {N} must divide the side that is walked, {prior.shape[-1]}')
     K,steps = at.t(PSEUDO_K) if K is None else K,int(steps) if str(steps).isdecimal() else steps
     return dict(K=K, L=at.t(PSEUDO_L) if L is None else L, N=at.N(PSEUDO_N) if N is None else N,
                 steps=max(1, round(K/PSEUDO_STRIDE)) if steps is None and K else steps)
@@ -94,6 +93,7 @@ def make_targets(lq, # folder or files: the photos
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
     n = pseudo_numbers(prior, K, L, N, steps); walk = walk_from(prior.schedule, n['K'], n['steps'])   # complains now, not after all photos are read
+    if n['L']<n['K'] and (side := prior.shape[-1])%n['N']: raise ValueError(f'N = {n["N"]} must divide the side that is walked, {side}')
     about = n | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
     plans = list(_plans(files, prior.side, seed, about, report))
     if not plans: raise ImageError(f'{lq}: no picture here that can be read')

@@ -414,7 +414,7 @@ def restore_file(path, restorer, out='restored', force:bool=False,
     "Restore one photo, in place or as a square; returns the paths of result and sheet. Raises ImageError."
     photo = load_photo(path); _large_enough(path, photo.size)
     to = dict(name=name or Path(path).stem, out=out, force=force, file=digest(path), **kw)
-    small = max(photo.size)<=restorer.side
+    small = max(photo.size)<=restorer.side and detector=='cascade'                         # by which a square is cut again
     try: faces,how = ([],'square') if square else look_for(photo, which, box, detector=detector)
     except ImageError as e:
         if not (small and isinstance(e, NoFace)): raise ImageError(f'{path}: {e}') from None

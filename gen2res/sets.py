@@ -27,7 +27,7 @@ SETS = {
     'wider-test-200': RealSet('wider_test_200', 200, source='DT-BFR Sec. 4.1; held out of WIDER FACE'),
     'afhq-cat':       RealSet('afhq/lq/cat', 500, 'afhq/test/cat',
                               'test pictures of AFHQ, which Gen2Res Sec. 4.3 trains on; damaged by yourself (gen2res degrade)'),
-    'afhq-dog':       RealSet('afhq/lq/dog', 500, 'afhq/test/dog', 'as afhq-cat')}
+    'afhq-dog':       RealSet('afhq/lq/dog', 500, 'afhq/test/dog', 'as afhq-cat: test pictures of AFHQ, damaged by yourself')}
 
 def set_files(data, name:str) -> list: # of (photo, truth or None)
     "The files of a set. Raises ImageError if it is not there; warns if it is not whole."

@@ -143,7 +143,7 @@ def damaged_face():
     return damaged_astronaut()[0]
 
 @pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), 'no such file'), (('--recipe', 'personal'), 'say --album DIR'), (('--album', 'nowhere'), 'nowhere'),
-                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face'), (('--face', '7'), 'the example is one square'), (('--restorer', 'none'), 'nothing is restored'), (('--restorer', 'swinir64', '--side', 50), 'multiple of 4'), (('--device', 'cuda:7'), 'cuda:7: ')])
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face'), (('--face', '7'), 'the example is one square'), (('--restorer', 'none'), 'nothing is restored'), (('--restorer', 'swinir64', '--side', 50), 'multiple of 4'), (('--device', 'cuda:99'), 'cuda:99: no such GPU')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
@@ -157,6 +157,14 @@ def test_again_of_the_example_and_where_it_may_not_write(tmp_path):
 def test_an_empty_name_is_not_this_folder(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path); save_image(astronaut(64), 'her.png')
     code,_,err = run(command, '', '-o', 'out'); assert code==2 and 'a file without a name' in err and not Path('out').exists()
+
+def test_no_command_takes_an_empty_path_for_this_folder(tmp_path):
+    for args in (['tune', '', '-o', 'x.safetensors'], ['restore', 'astronaut', '--album', '']):
+        r = subprocess.run(['gen2res', *args], cwd=tmp_path, capture_output=True, text=True); assert r.returncode==2 and r.stderr=='gen2res: one of the arguments is empty\n'
+
+def test_again_of_a_whole_photo_is_not_the_example(tmp_path):
+    save_image(astronaut(), tmp_path/'her.png'); assert run('restore', tmp_path/'her.png', '-o', tmp_path/'o', '--K', 2)[0]==0
+    code,_,err = run('again', tmp_path/'o'/'her_restored.png', 'astronaut'); assert code==2 and 'astronaut' in err and len(err.strip().split('\n'))==1
 
 def test_two_marked_photos_of_one_name(tmp_path):
     for d in 'ab': save_image(astronaut(64), tmp_path/d/'her.png')

@@ -118,6 +118,10 @@ def test_a_killed_call_goes_on(tmp_path):
     assert go()==[] and note.read_bytes()==first and made.stat().st_mtime_ns==written and said==[tmp_path/'out/b.png']
     note.unlink(); assert len(go(seed=1))==2 and made.stat().st_mtime_ns==written            # asked for something else, it is not replaced
 
+@pytest.mark.parametrize('v', [-800, float('nan'), float('inf')])
+def test_numbers_lie_from_0_on(v):
+    with pytest.raises(ValueError, match='iso = .*; numbers must lie from 0 on'): degrade(astronaut(32), 'camera', iso=v)
+
 @pytest.mark.parametrize('recipe,fixed', [('camera', dict(scale=0)), ('scratches', dict(count=2.5)), ('classic', dict(r=0)), ('small', dict(pixels=0))])
 def test_numbers_that_cannot_be(recipe, fixed):
     [k] = fixed

@@ -1,5 +1,5 @@
 "The page builds, its functions do what the command line does, and what goes wrong is a toast."
-import json, os, subprocess, sys, threading, time, urllib.request, zipfile
+import json, os, subprocess, sys, threading, time, urllib.request, warnings, zipfile
 from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
@@ -116,17 +116,27 @@ def test_every_photo_of_a_zip_is_taken_once(tmp_path):
     photo = save_image(astronaut(16), tmp_path/'1.png')
     with zipfile.ZipFile(tmp_path/'mac.zip', 'w') as z:
         for d in 'abc': z.write(photo, f'{d}/1.png'); z.writestr(f'__MACOSX/{d}/._1.png', b'x')
+        z.write(save_image(astronaut(16), tmp_path/'1.jpg'), 'd/1.jpg')
     got = app._unzipped([str(tmp_path/'mac.zip'), str(photo)], tmp_path/'lq')
-    assert sorted(p.name for p in got.iterdir())==['1.png', '1_1.png', '1_2.png', '1_3.png'] and all(load_image(p).shape==(1,3,16,16) for p in got.iterdir())
+    assert sorted(p.name for p in got.iterdir())==['1.png', '1_1.png', '1_2.png', '1_3.jpg', '1_4.png'] and all(load_image(p).shape==(1,3,16,16) for p in got.iterdir())
     with zipfile.ZipFile(tmp_path/'bad.zip', 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('a.png', bytes(range(256))*40)
     raw = bytearray((tmp_path/'bad.zip').read_bytes()); raw[40:60] = b'\xff'*20; (tmp_path/'bad.zip').write_bytes(raw)
     with pytest.raises(app.ImageError, match='bad.zip: is not a zip, or is damaged'): app._unzipped([str(tmp_path/'bad.zip')], tmp_path/'lq2')
+
+def test_another_s_warnings_are_no_toasts_here(me, monkeypatch):
+    said = []; monkeypatch.setattr(gr, 'Warning', said.append)
+    def mine():
+        t = threading.Thread(target=lambda: warnings.warn('theirs')); t.start(); t.join(); warnings.warn('mine')
+    with pytest.warns(UserWarning, match='theirs'), warnings.catch_warnings():
+        monkeypatch.setattr(app, 'SHOWN', lambda m, *a, **kw: warnings._showwarnmsg_impl(warnings.WarningMessage(m, *a))); app._toasted(mine)
+    assert said==['mine']
 
 def test_what_the_command_line_notes_is_a_toast(me, tmp_path, monkeypatch):
     said = []; monkeypatch.setattr(gr, 'Warning', said.append)
     restored(str(save_image(astronaut(512), tmp_path/'large.png')), me); assert 'nothing finer is repaired' in said[0]
 
 def test_the_limit_of_pixels_is_every_upload_s(me, tmp_path, monkeypatch):
+    import gen2res.images; assert gen2res.images.MAX_PIXELS==app.PIXELS
     monkeypatch.setattr('gen2res.images.MAX_PIXELS', 100); photo = app.example(me)
     for f in (lambda: app.found(photo, me), lambda: app.suggested(photo, me, None), lambda: app.explorations()['noise: K'].tried(photo, 5, 0, me, None)):
         with pytest.raises(gr.Error, match='more than the limit'): f()

@@ -11,9 +11,9 @@ def photos(n=3): return torch.rand(n,3,16,16, generator=torch.Generator().manual
 
 def test_the_papers_numbers(faces64):
     assert pseudo_numbers(faces64)==dict(K=211, L=61, N=2, steps=53)
-    for bad,why in ((dict(L=-1), 'what is held'), (dict(N=0), 'what is held'), (dict(N=5), 'N = 5 must divide')):
-        with pytest.raises(ValueError, match=why): pseudo_numbers(faces64, **bad)
-    assert pseudo_numbers(faces64, K=100, L=7, N=4)==dict(K=100, L=7, N=4, steps=25) and pseudo_numbers(faces64, steps='10')['steps']==10 and pseudo_numbers(faces64, steps='5,10')['steps']=='5,10'
+    for bad in (dict(L=-1), dict(N=0)):
+        with pytest.raises(ValueError, match='what is held'): pseudo_numbers(faces64, **bad)
+    assert pseudo_numbers(faces64, K=100, L=7, N=5)==dict(K=100, L=7, N=5, steps=25) and pseudo_numbers(faces64, steps='10')['steps']==10 and pseudo_numbers(faces64, steps='5,10')['steps']=='5,10'
     assert pseudo_numbers(faces64, K=0)['steps'] is None
 
 def test_is_the_loop_with_a_window(tiny):
@@ -78,6 +78,12 @@ def test_the_manifest_names_what_is_there(tiny, lq, tmp_path):
     for out in ('t', 'new'):
         with pytest.raises(ImageError, match='nowhere'): make_targets(tmp_path/'nowhere', tmp_path/out, tiny, K=40, steps=5, report=lambda line: None)
     assert listed()==before and not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('kw,line', [(dict(K=40, L=10, N=5), 'N = 5 must divide'), (dict(K=40, steps='5,1'), 'would start at index')])
+def test_numbers_that_cannot_be_are_said_before_a_photo_is_read(tiny, lq, tmp_path, monkeypatch, kw, line):
+    monkeypatch.setattr('gen2res.pseudo.read_face', lambda *a: pytest.fail('read'))
+    with pytest.raises(ValueError, match=line): make_targets(lq, tmp_path/'t', tiny, **kw)
+    assert not (tmp_path/'t').exists()
 
 def test_bad_files_cost_a_line(tiny, lq, tmp_path):
     (lq/'no.png').write_bytes(b''); said = []
