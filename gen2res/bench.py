@@ -29,7 +29,7 @@ from .explore import among, compared, do_jobs, done_jobs, export_sweep, job_name
 from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
-from .metrics import METRICS, at_hand, can_run, dlib_embedder, frechet, interval, metric, statistics as set_statistics
+from .metrics import METRICS, at_hand, can_run, dlib_embedder, interval, jackknife, left_out, metric, statistics as set_statistics
 from .prior import Prior, best_device, load_prior, no_memory, quick_bf16
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
@@ -461,9 +461,10 @@ def _in_folders(folder, side):
 
 @lru_cache
 def data_hash(data, names:tuple) -> str: # files and folders of the data folder
-    "12 hex digits: which pictures were measured?"
+    "12 hex digits: which pictures were measured, and in which folders of PERSON/OCCASION do they lie?"
     inside = lambda p: sorted(q for q in p.rglob('*') if q.is_file()) if p.is_dir() else [p]*p.exists()
-    return hashlib.sha256(b''.join(p.read_bytes() for n in names for p in inside(Path(data)/n))).hexdigest()[:12]
+    label = lambda p, top: str(p.parent.relative_to(top)).encode() if p.parent!=top and top.is_dir() else b''
+    return hashlib.sha256(b''.join(label(p, Path(data)/n)+p.read_bytes() for n in names for p in inside(Path(data)/n))).hexdigest()[:12]
 
 def sane(values, better) -> np.ndarray: # pictures x strengths -> pictures
     "Spearman's rank correlation of each picture's values with rising damage; +1: the sane order, 0 for constant values."
@@ -471,18 +472,11 @@ def sane(values, better) -> np.ndarray: # pictures x strengths -> pictures
     r = rankdata(values, axis=1); r = r-r.mean(1, keepdims=True); s = np.arange(values.shape[1])-(values.shape[1]-1)/2
     return (1 if better=='down' else -1)*(r@s)/np.maximum(np.linalg.norm(r, axis=1)*np.linalg.norm(s), 1e-9)
 
-def _resampled(m, worse, truth, n=20):
-    "A set metric at each strength, on n resamples of the pictures: n x strengths."
-    true,features = m.features(truth),[m.features(w) for w in worse]
-    pick = torch.Generator().manual_seed(0)
-    rows = [torch.randint(len(truth), (len(truth),), generator=pick) for _ in range(n)]
-    return np.array([[frechet(set_statistics(f[i]), set_statistics(true)) for f in features] for i in rows])
-
 def _ladder(m, worse, truth) -> tuple: # -> values and their intervals (3 x strengths), rho and its interval
     "One metric on one kind of damage."
     if m.kind=='set':
-        v = _resampled(m, worse, truth); rho = sane(v, m.better)
-        return np.array([v.mean(0), *np.percentile(v, [2.5, 97.5], axis=0)]),(rho.mean(), *np.percentile(rho, [2.5, 97.5]))
+        true = set_statistics(m.features(truth)); v = np.array([left_out(m.features(w), true) for w in worse]).T
+        return np.array([jackknife(c) for c in v.T]).T,np.clip(jackknife(sane(v, m.better)), -1, 1)
     v = np.stack([m(w, truth).numpy() if m.kind=='pair' else m(w).numpy() for w in worse], 1); rho = sane(v, m.better)
     return np.array([(c.mean(), *interval(c)) for c in v.T]).T,(rho.mean(), *interval(rho))
 

@@ -7,8 +7,8 @@ __all__ = ['MS_SSIM_SIDE', 'Weights', 'PYIQA', 'ALEXNET', 'MUSIQ', 'MANIQA', 'NI
            'LANDMARKS', 'ARCFACE_SIDE', 'ARCFACE_EYES', 'FACE_BOX', 'DLIB_MIDDLE', 'DLIB_SHARE', 'DLIB_SIDE',
            'DLIB_BOX', 'Entry', 'OURS', 'KINDS', 'METRICS', 'Score', 'TABLES', 'MetricError', 'gradient_strength',
            'radial_spectrum', 'place', 'arcface_cut', 'dlib_embedder', 'statistics', 'read_statistics', 'frechet',
-           'Metric', 'metric', 'fetch_weights', 'can_run', 'at_hand', 'pictures', 'interval', 'compare', 'to_markdown',
-           'to_latex', 'to_csv']
+           'left_out', 'jackknife', 'Metric', 'metric', 'fetch_weights', 'can_run', 'at_hand', 'pictures', 'interval',
+           'compare', 'to_markdown', 'to_latex', 'to_csv']
 
 # %% ../nbs/14_metrics.ipynb #61ec8c61
 import contextlib, csv, importlib.util, io, os, warnings
@@ -265,6 +265,17 @@ def frechet(a, b) -> float: # (mean, covariance) each
     from torchmetrics.image.fid import _compute_fid
     if a[0].shape!=b[0].shape: raise MetricError(f'statistics of {len(a[0])} and of {len(b[0])} features cannot be compared')
     return max(0., _compute_fid(*a, *b).item())
+
+def left_out(features, good, groups:int=10) -> list: # features: N x D; good: statistics -> [distance, and again without each tenth]
+    "Frechet distance of a set, and what a jackknife needs. (Drawing with replacement would repeat pictures, which by itself makes two sets differ.)"
+    g = min(groups, len(features)//2); left = torch.arange(len(features)) % g
+    return [frechet(statistics(features), good)] + [frechet(statistics(features[left!=i]), good) for i in range(g) if g>1]
+
+def jackknife(v) -> tuple: # of left_out, or a difference of two -> value, low, high
+    "The value and its 95 % interval."
+    value,again = v[0],np.array(v[1:]); g = len(again)
+    half = 1.96*np.sqrt((g-1)/g*((again-again.mean())**2).sum()) if g else np.inf   # too few to leave any out
+    return value,value-half,value+half
 
 # %% ../nbs/14_metrics.ipynb #561a3fdb
 Entry = namedtuple('Entry', 'better kind range source licence weights make') # kind: 'pair' with the truth, 'single', 'set'

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD', 'PRESET', 'WEIGHTS', 'RIVALS', 'NAMES', 'SET',
            'SINGLE', 'THEIRS', 'AS', 'PERSON', 'LOSSES', 'PARTS', 'TABLES', 'photos', 'Tables', 'alone', 'set_score',
-           'jackknife', 'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15',
-           'table_25', 'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12',
-           'table_4', 'table_6', 'table_lpips', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps',
-           'table_held', 'table_iters', 'table_preset', 'table_seeds']
+           'table', 'of', 'printed', 'orderings', 'table_1', 'table_26', 'table_3', 'table_2', 'table_15', 'table_25',
+           'table_23', 'table_24', 'table_13', 'choices', 'table_19', 'table_21', 'table_11', 'table_12', 'table_4',
+           'table_6', 'table_lpips', 'table_5', 'table_8', 'table_10', 'table_27', 'table_steps', 'table_held',
+           'table_iters', 'table_preset', 'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
 import csv, shutil
@@ -20,7 +20,7 @@ from .explore import compared, detail, job_name, scores
 from .degrade import degrade
 from .filters import lowpass
 from .images import list_images, load_image, square
-from .metrics import at_hand, frechet, metric, statistics
+from .metrics import at_hand, jackknife, left_out, metric, statistics
 from .prior import weights_hash
 from .pseudo import PSEUDO_N, PSEUDO_SIDE, pseudo_numbers, pseudo_targets
 from .restore import RECIPES, At, recipe_K, recipe_arguments, restore
@@ -183,15 +183,9 @@ THEIRS = 'lpips','musiq','maniqa','deg','lmd' # the paper's own, where their wei
 
 def alone(m, x): return detail(x).numpy() if m=='detail' else metric(m)(x).cpu().numpy()
 
-def set_score(x, good, groups:int=10) -> list: # x: pictures; good: statistics -> [value, and again without each tenth]
-    "fd64 of a set, and what a jackknife needs (drawing with replacement would repeat pictures, which by itself makes two sets differ)."
-    a = metric('fd64').features(x); g = min(groups, len(a)//2); left = torch.arange(len(a)) % g
-    return [frechet(statistics(a), good)] + [frechet(statistics(a[left!=i]), good) for i in range(g) if g>1]
-
-def jackknife(v) -> tuple: # of set_score, or a difference of two -> value, low, high
-    value,again = v[0],np.array(v[1:]); g = len(again)
-    half = 1.96*np.sqrt((g-1)/g*((again-again.mean())**2).sum()) if g else np.inf   # too few to leave any out
-    return value,value-half,value+half
+def set_score(x, good) -> list: # x: pictures; good: statistics -> as left_out
+    "fd64 of a set."
+    return left_out(metric('fd64').features(x), good)
 
 def _set_rows(table, bases, m, **labels): # table: method -> set_score
     "Rows like those of `compared`."
