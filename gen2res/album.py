@@ -155,7 +155,8 @@ def _member(path, side):
     try: photo = load_image(path)
     except ImageError as e: return Member(path, None, 0, str(e).removeprefix(f'{path}: '))
     if png_text(path, MARK)==SHEET: return Member(path, None, 0, 'a contact sheet')
-    if png_text(path, 'gen2res'): return Member(path, None, 0, 'a result of gen2res, not a photo')   # what it invented would be learned as true
+    if not _made(path) and (png_text(path, 'gen2res') or 'generative model' in (png_text(path, 'Comment') or '')):  # what it invented would be learned as true
+        return Member(path, None, 0, 'a result of gen2res, not a photo')
     cut,how = (square(photo),'aligned') if _made(path) else face_cut(photo)            # a made one is aligned
     return Member(path, resize(cut, side), cut.shape[-1], '', _made(path), how)
 

@@ -77,7 +77,7 @@ def examples(x, g, strength:float=1., faceless:float=.25): # x: B x 3 x S x S al
 
 def mirrored(eyes): # B x 4
     "The same eyes in the mirror image: the left one is the right one."
-    return eyes[:,[2,3,0,1]]*torch.tensor([-1,1,-1,1.]) + torch.tensor([1,0,1,0.])
+    return eyes[:,[2,3,0,1]]*eyes.new_tensor([-1,1,-1,1]) + eyes.new_tensor([1,0,1,0])
 
 # %% ../nbs/23_aligner.ipynb #90196505
 class Aligner(nn.Module):

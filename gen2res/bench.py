@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 import gen2res
-from .album import ALBUM_PLANS, Member, album_K, generative_album, strangers, together
+from .album import ALBUM_PLANS, FEW, Member, album_K, generative_album, strangers, together
 from .constraints import Guide, LowFreq
 from .cuda import PLAIN
 from .aligner import Moves, eye_error, find_eyes, load_aligner, surrounded
@@ -332,6 +332,11 @@ def commit() -> str:
     ours = _git('ls-files', '__init__.py')                                # not that of a project in which we are only installed
     return ours and _git('describe', '--always', '--exclude=*', '--dirty=+') or gen2res.__version__
 
+def _cut(path) -> bool:
+    "Does it end in the middle of a line, as a kill may leave it?"
+    if not path.exists() or not path.stat().st_size: return False
+    with open(path, 'rb') as f: f.seek(-1, 2); return f.read()!=b'\n'
+
 class Ledger:
     "What jobs have scored, a line of JSON each: numbers, which can be handed on where pictures cannot."
     def __init__(self, path): self.path = Path(path)
@@ -346,7 +351,8 @@ class Ledger:
     def add(self, job:dict, scores:dict) -> dict: # {metric: array} -> the same as noted
         scores = {m: np.round(v, 5).tolist() for m,v in scores.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, 'a') as f: f.write(json.dumps(dict(job=job, commit=commit(), scores=scores))+'\n')
+        cut = _cut(self.path)
+        with open(self.path, 'a') as f: f.write('\n'*cut+json.dumps(dict(job=job, commit=commit(), scores=scores))+'\n')
         return scores
 
 class Bench:
@@ -530,12 +536,16 @@ def class_photo(heads, seed:int, side:int=1600, cols=4, rows=3, span=(50, 110)):
         photo.paste(small, (round(x-middle(f)[0]*k), round(y-middle(f)[1]*k))); true.append(dict(x=x, y=y, side=s))
     return photo,true
 
+def _its_face(path, faces):
+    if not faces: raise ImageError(f'{path}: no face found in this portrait')
+    return faces[0]
+
 def _counted_photos(data, counted):
     "(set, [(photo, true faces)]): those counted by eye, then groups of small heads."
     rows = read_rows(counted)
     for name in dict.fromkeys(r['set'] for r in rows):
         yield name,[(load_photo(p), [r for r in rows if r['set']==name and r['file']==p.name]) for p in list_images([Path(data)/name])]
-    portraits = [load_photo(p) for p in list_images([Path(data)/'portraits'])]; heads = [(p, find_faces(p)[0]) for p in portraits]
+    heads = [(photo, _its_face(p, find_faces(photo))) for p in list_images([Path(data)/'portraits']) for photo in [load_photo(p)]]
     groups = [class_photo(heads, i) for i in range(4)]
     yield 'groups',groups
     yield 'groups, camera at 2x',[(to_pil(degrade(to_tensor(np.asarray(p)/255), 'camera:moderate', seeds=i, scale=2)), t) for i,(p,t) in enumerate(groups)]
@@ -577,7 +587,7 @@ def sharpness_kept(data):
     for name,damage in DULL.items():
         ratios = []
         for i,p in enumerate(list_images([Path(data)/'portraits'])):
-            clean = resize(load_image(p), 600); f = detect(clean)[0]; y = clean
+            clean = resize(load_image(p), 600); f = _its_face(p, detect(clean)); y = clean
             if damage:                                                           # the recipes take the picture for the face
                 k = 600/f.side; kw = {n: round(v*k) if n=='pixels' else v/k if n=='length' else v for n,v in damage[1].items()}
                 y = degrade(clean, damage[0], seeds=i, **kw)
@@ -650,6 +660,7 @@ def stranger_test(data, side:int=64):
     "Rows of strangers.csv: one picture of the next person slipped into each album: does the warning name it, and how many of the person's own?"
     a,named = portraits(data, 'albums', side),[]
     albums = [a['images'][torch.from_numpy(a['subject']==who)] for who in np.unique(a['subject'])]
+    if small := sum(len(a)<FEW for a in albums): raise ImageError(f'{data}: {small} albums have fewer than {FEW} pictures, of which nothing can be said')
     for own,others in zip(albums, albums[1:]+albums[:1]):
         suspects = strangers([Member(i, x, side, '') for i,x in enumerate(torch.cat([own, others[:1]]).split(1))])
         found = len(own) in (m.path for m in suspects)

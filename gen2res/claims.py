@@ -15,12 +15,13 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', '
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
+from functools import lru_cache
 import numpy as np, torch
 from .album import ALBUM_EVERY, album_K, generative_album, guide_scale
 from .bench import Bench, data_hash, portraits, source
 from .explore import SCORES, compared, detail, scores
 from .degrade import degrade
-from .images import resize
+from .images import ImageError, resize
 from .metrics import at_hand
 from .restore import At, Restorer, restore
 from .sample import ddim, ddpm, dpmpp
@@ -41,13 +42,17 @@ def damaged(truth, damage:str, seeds) -> torch.Tensor: # truth: B x 3 x S x S
 
 REAL = 'old_photos' # damage that nobody made: the photo is all there is
 
+def _there(people, who:int, data='the data'): # -> that one of them, still in a row
+    if not 0<=who<len(people): raise ImageError(f'{data}: number {who} of the people is asked for, and there are {len(people)}; claims want more of them')
+    return people[who:who+1]
+
 def portrait(data, who:int, damage:str, side:int=64) -> tuple: # (photo, truth), 1 x 3 x side x side each
-    truth = portraits(data, REAL if damage==REAL else 'val', side)['images'][who:who+1]
+    truth = _there(portraits(data, REAL if damage==REAL else 'val', side)['images'], who)
     return truth if damage==REAL else damaged(truth, damage, [who]),truth
 
 def _frames(data, who:int, side:int) -> tuple: # (of the person's last video, of the others)
     a = portraits(data, 'albums', side)
-    mine = a['subject']==np.unique(a['subject'])[who]
+    mine = a['subject']==_there(np.unique(a['subject']), who)
     x,video = a['images'][torch.from_numpy(mine)],a['video'][mine]
     last = torch.from_numpy(video==np.unique(video)[-1])
     return x[last],x[~last]
@@ -133,6 +138,11 @@ SEEN = { # beside explore.scores: of pictures, photos and truths, photos x ... x
     'softer':   lambda x, y, truth: _detail(_beside(truth, x))-_detail(x),             # how much less of it than the truth has
     'kept':     kept}
 
+@lru_cache
+def _people(data, split, side) -> int:
+    a = portraits(data, split, side)
+    return len(np.unique(a['subject'])) if split=='albums' else len(a['images'])
+
 class Claims(Bench):
     "The bench of this page."
     def jobs(self, by_method:dict) -> dict: # method -> job
@@ -140,6 +150,12 @@ class Claims(Bench):
         weights,files = self.prior.fingerprint(),lambda *sets: data_hash(self.data, tuple(source(self.data, s, self.prior.side).name for s in sets))
         photos = lambda j: files(REAL) if j.get('damage')==REAL else f'{files("val", "albums", *["train"]*("strangers" in j))} {json.dumps(DAMAGES)}'
         return {m: j | dict(weights=weights, photos=photos(j)) for m,j in by_method.items()}
+
+    def enough(self, kind=None, who=None, damage=None, of=None, **_):
+        "Raises ImageError, before hours of work, for people that are not there."
+        if who is None: return
+        split = REAL if damage==REAL else 'albums' if kind=='person' else 'val'
+        for w in (who, of or 0): _there(range(_people(self.data, split, self.prior.side)), w, f'{self.data}, {split}')
 
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)
 
@@ -154,6 +170,7 @@ class Claims(Bench):
     def results(self, jobs, base, names=SCORES) -> list: # jobs: of {method: job} -> of {method: scores}
         "What these jobs score."
         jobs = [self.jobs(self.chosen(j, base)) for j in jobs]
+        for j in (j for by_method in jobs for j in by_method.values()): self.enough(**j)
         made = iter(self.scored([j for by_method in jobs for j in by_method.values()], names))
         scores_of = lambda made: np.stack([made[m] for m in names], -1)                # photos x (1 + Ks) x names
         return [{m: scores_of(next(made)) for m in by_method} for by_method in jobs]

@@ -160,6 +160,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
         stop('--restorer works in one pass: no --recipe, --generative, --album, --person, --K, --steps or --samples')
     example = photos==['astronaut'] and not Path('astronaut').exists()
     if example and (square or box or face or detector!='cascade'): stop('the example is one square: no --face, --box, --square or --detector')
+    if not example and not any(Path(f).exists() for f in photos): stop(f'{photos[0]}: no such file')
     p = None if restorer else _prior(prior, device, bf16)
     with one_line():
         r = (_one_pass(restorer, side, fidelity, device) if restorer else
@@ -287,13 +288,13 @@ def fetch(names: Annotated[List[str], typer.Argument(help='Priors (see `gen2res 
 
     Example: gen2res fetch lpips musiq
     """
-    from gen2res.metrics import METRICS, fetch_weights
+    from gen2res.metrics import METRICS, can_run, fetch_weights
     from gen2res.prior import PRIORS, load_prior
     for name in names:
         if name not in METRICS and name not in PRIORS: stop(f'{name}: neither a prior ({", ".join(PRIORS)}) nor a metric ({", ".join(METRICS)})')
         try: fetch_weights(name) if name in METRICS else load_prior(name, 'cpu')
         except ValueError as e: stop(e)
-        typer.echo(f'{name}: ready')
+        typer.echo(f'{name}: {(can_run(name) if name in METRICS else None) or "ready"}')
 
 @app.command()
 def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of each method; the folder holds its results, named like the true pictures.')],
@@ -308,10 +309,11 @@ def compare(folders: Annotated[List[str], typer.Argument(help='NAME=FOLDER of ea
     Example: gen2res compare ours=out1 vqfr=out2 --gt gt --metrics psnr,ssim,spectrum
     """
     from gen2res.metrics import TABLES, compare as compare_
+    from gen2res.prior import best_device
     if form not in TABLES: stop(f'no format {form!r}; there is: {", ".join(TABLES)}')
-    pairs = dict(f.split('=', 1) if '=' in f else (Path(f).name, f) for f in folders)
+    pairs = dict((Path(f).name, f) if '=' not in f or Path(f).is_dir() else f.split('=', 1) for f in folders)
     if len(pairs)<len(folders): stop('two of the folders have one name; give NAME=FOLDER')
-    with one_line(): typer.echo(TABLES[form](compare_(pairs, gt, metrics.split(','), reference, device or 'cpu')))
+    with one_line(): typer.echo(TABLES[form](compare_(pairs, gt, metrics.split(','), reference, best_device(device))))
 
 # %% ../nbs/18_cli.ipynb #4fa7a1ae
 def _numbers(pairs):
@@ -366,8 +368,8 @@ def faces(photos: Annotated[List[str], typer.Argument(help='Photos and folders o
 @app.command()
 def album(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos.')],
           out: Annotated[Path, typer.Option('--out', '-o', help='Gets a folder of pictures and a contact sheet for each photo; '
-                                                                'what is there already is not made again, '
-                                                                'pictures made with other settings or seeds are replaced.')]=Path('albums'),
+                                                                'what is there already is not made again, pictures made with other '
+                                                                'settings or seeds, or of another photo of this name, are replaced.')]=Path('albums'),
           n: Annotated[int, typer.Option(min=1, help='Pictures.')]=16,
           K: Annotated[Optional[int], typer.Option('--K', '-k', min=1, help="Noise steps. Default: the paper's 600 at 256 px, converted (344 at 64 px).")]=None,
           every: Annotated[Optional[int], typer.Option(min=0, help="Guide on every n-th step; 0 is never. Default: the paper's every 20th noise level.")]=None,
@@ -441,8 +443,9 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     with one_line(end=lambda: f'; what was done lies in {state}, remove it to start anew' if (state/'state.pt').exists() else ''):
         album = _warned(personal_album, folder, p.side, sys.stderr.isatty())
         her = tune_prior(p, album, folder=state, progress=sys.stderr.isatty(), **kw)
+        drawn = dream_sheet(dreams(album, p, her)) if sheet else None
         typer.echo(save_person(her, out))
-        if sheet: typer.echo(save_image(dream_sheet(dreams(album, p, her)), sheet, dict(Comment='Made up by a generative model, but for the first row')))
+        if sheet: typer.echo(save_image(drawn, sheet, dict(Comment='Made up by a generative model, but for the first row')))
     count = lambda tensors: sum(v.numel() for v in tensors)
     if lora and (share := count(her.adapter[0].values())/count(p.model.parameters()))>.05:
         typer.echo(f'note: adapters of rank {lora} hold {share:.0%} as many numbers as the prior; the small file is what they are for', err=True)
@@ -594,17 +597,21 @@ def explore(photo: Annotated[str, typer.Argument(help='A photo, or the word "ast
     """
     import shutil
     from gen2res.explore import Lab, explore_K
-    from gen2res.restore import damaged_astronaut, read_face
+    from gen2res.restore import ALBUMS, damaged_astronaut, read_face
     from gen2res.train import album_hash
     from gen2res.tune import to_u8
+    if recipe in ALBUMS: stop(f'--recipe {recipe} needs an album, and this command takes none')
     p,example = _prior(prior, device),photo=='astronaut' and not Path('astronaut').exists()
     stem = out/f'{Path(photo).stem}_K'
-    if Path(f'{stem}.csv').exists() and not force: stop(f'{stem}.csv: exists already; --force replaces it')
+    there = [f for e in ('.csv', '.png', '.svg', '_pictures.png') if Path(f := f'{stem}{e}').exists()]
+    if there and not force: stop(f'{there[0]}: exists already; --force replaces it')
     with one_line():
         y,truth = damaged_astronaut(p.side) if example else (read_face(photo, p.side)[0], None)
         lab = Lab(y, p, truth, steps=steps, folder=out/f'.gen2res-unfinished-{album_hash(to_u8(y))}') # of this photo alone
         _say(*explore_K(lab, stem, recipe, seeds, sys.stderr.isatty()))
         shutil.rmtree(lab.folder, ignore_errors=True)                   # faces are personal data
+        for left in out.glob('.gen2res-unfinished-*'):
+            typer.echo(f'note: {left} holds unfinished work on another photo; remove it if you will not go on with it', err=True)
 
 # %% ../nbs/18_cli.ipynb #a2c705b0
 @app.command()
@@ -666,10 +673,11 @@ def _time(what, prior, out, force): # prior: a function without arguments
     "Print a benchmark."
     from gen2res.bench import BENCHES, commit, machine
     from gen2res.images import atomic
-    if out and out.exists() and not force: stop(f'{out}: exists already; --force replaces it')
+    made = [out] if what!='speed' else [Path(f'{out}{e}') for e in ('.csv', '.png', '.svg')]
+    if out and not force and (there := [f for f in made if f.exists()]): stop(f'{there[0]}: exists already; --force replaces it')
     with one_line():
         p = prior(); lines = [f'{what}: {machine(p.device)}, commit {commit()}']; typer.echo(lines[0])
-        for line in BENCHES[what](p, **(dict(out=out.with_suffix('')) if out and what=='speed' else {})): lines.append(line); typer.echo(line)
+        for line in BENCHES[what](p, **(dict(out=out) if out and what=='speed' else {})): lines.append(line); typer.echo(line)
         if out and what!='speed':
             with atomic(out) as f: f.write('\n'.join([*lines, '']).encode())
 
@@ -707,11 +715,12 @@ _BENCH_HELP = ('loop: time per step of denoise over the bare network. '
 def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
           data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, targets, memory and times: '
                                                                       'folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, '
-                                                                      'for claim-cats, cats_64.npz. '
+                                                                      'for claim-cats, cats_64.npz; for eyes, faces_val_128.npz; for claim-old, old_photos; '
+                                                                      'for table-3, degraded/aligned; for faces and sharp, portraits. '
                                                                       'For claims and tables also folders of pictures: '
                                                                       'val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. '
-                                                                          'For speed: table and plot; '
+                                                                          'For speed: STEM of table and plot; '
                                                                           'for loop, plans, targets and memory: what they print.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. '
@@ -740,6 +749,8 @@ def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
     rows = _rows(what, data, work, prior, device, restorer, photos, dict(preset=preset, iters=iters, batch=batch), ledger=csv.with_name('scores.jsonl'),
                  engine=_engine(engine, scheduler, tls_ca, tls_cert, tls_key), methods=methods and methods.split(','))
     if engine!='local' and (not rows or what in MEASURES): stop(f'{what} runs here: --engine is for claims, tables and sets')
+    if what in MEASURES and (prior!='faces64' or device or methods): stop(f'{what} takes no --prior, --device or --methods')
+    if rows and shape: stop(f'{what} measures pictures, and a made-up prior makes none: no --shape')
     if rows: _measure(what, rows, data, csv, force)
     elif what in BENCHES: _time(what, partial(_shaped, shape, device) if shape else partial(_prior, prior, device), out, force)
     else: stop(f'no benchmark {what!r}; there are: {", ".join(_measurements())}')

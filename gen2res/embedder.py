@@ -31,6 +31,7 @@ FACE = .14, .17, .72 # left, top and side of what is looked at, as shares of an 
 
 def face_only(x, side:int): # B x 3 x S x S -> B x 3 x side x side
     "The face alone, each colour with mean 0 and spread 1: exposure and cast are nobody's."
+    if x.shape[-1]!=x.shape[-2]: raise ValueError(f'faces are compared as aligned squares, and these pictures are {x.shape[-1]} x {x.shape[-2]}')
     left,top,s = (round(v*x.shape[-1]) for v in FACE)
     return F.instance_norm(resize(x[...,top:top+s,left:left+s], side), eps=1e-3)
 

@@ -6,10 +6,10 @@
 __all__ = ['Face', 'BOX_X', 'BOX_Y', 'BOX_WIDTH', 'SMALL', 'Look', 'LOOKS', 'ROOM', 'DETECTORS', 'DETAIL', 'LOOK', 'cascade',
            'middle', 'corners', 'crop', 'align', 'by_eyes', 'yunet', 'marked', 'detect', 'face_cut', 'face_square',
            'feather', 'as_sharp', 'in_its_colours', 'paste_back', 'find_faces', 'face_of', 'put_back', 'whole', 'boxed',
-           'chosen', 'NoFace', 'look_for']
+           'numbered', 'chosen', 'NoFace', 'look_for']
 
 # %% ../nbs/13_faces.ipynb #0d59f4b4
-import math
+import math, re
 from collections import namedtuple
 from functools import lru_cache
 from pathlib import Path
@@ -161,7 +161,11 @@ def _distinct(faces):
     out = []
     for f in faces:
         if all(math.dist(middle(f), middle(k)) > .4*max(f.side, k.side) for k in out): out.append(f)
-    return out
+    return [f for f in out if not any(_around(f, g) for g in out)]
+
+def _around(f, g):
+    "Is it a square with a surer, much smaller head in it? Then it is something else."
+    return g.score>f.score and g.side<f.side/2 and math.dist(middle(f), middle(g))<f.side/2
 
 # %% ../nbs/13_faces.ipynb #6c9f7f18
 def yunet(image, low:int=24, file=None): # low: pixels of the smallest box; file: face_detection_yunet_2023mar.onnx
@@ -336,14 +340,23 @@ def boxed(photo:Image.Image, x, y, w, h) -> Face: # around a head, in pixels
     [f] = _refined(part, [rough._replace(x=rough.x-corner[0], y=rough.y-corner[1])], load_aligner())
     return f._replace(x=f.x+corner[0], y=f.y+corner[1]) if f.score>.9 and .5<f.side/s<2 else rough
 
+def numbered(which:str) -> list|None:
+    "The numbers that were asked for, each once; None if it was no numbers."
+    numbers = which.replace(' ', '')
+    return list(dict.fromkeys(map(int, numbers.split(',')))) if re.fullmatch(r'\d+(,\d+)*', numbers) else None
+
 def chosen(faces, which:str='all') -> list: # which: all, largest, or numbers with commas, as `detect` orders them
     "Some of the faces. Raises ImageError for numbers that are not there."
     if which in ('all', ''): return faces
     if which=='largest': return [max(faces, key=lambda f: f.side)]
-    try: return [dict(enumerate(faces))[i] for i in dict.fromkeys(map(int, which.split(',')))]
-    except (ValueError, KeyError):
+    try: return [dict(enumerate(faces))[i] for i in numbered(which)]
+    except (TypeError, KeyError):
         raise ImageError(f'--face {which}: not one of those found here ({", ".join(map(str, range(len(faces))))}); '
                          'say all, largest, or numbers like 0,2') from None
+
+def _on_its_side(photo, **kw):
+    turns = Image.Transpose.ROTATE_90,Image.Transpose.ROTATE_270,Image.Transpose.ROTATE_180
+    return any(f.support>=16 for t in turns for f in find_faces(photo.transpose(t), **kw))    # twice what a face wants that is looked for
 
 class NoFace(ImageError): "There is no face in this photo, and no word on where one would be."
 
@@ -355,4 +368,5 @@ def look_for(photo:Image.Image, which:str='all', box=None, **kw) -> tuple: # box
     if len(faces)==1 and _is_aligned(faces[0], h, w): return [whole(photo)],'aligned'
     if faces: return chosen(faces, which),'face'
     if max(w, h)<1.1*min(w, h): return [whole(photo)],'square'                        # taken for a face too damaged to be found
-    raise NoFace('no face found; --box x,y,w,h (pixels, around the head) says where one is, --face centre takes the middle')
+    lies = ' (one is found when the photo is turned: it seems to lie on its side)' if _on_its_side(photo, **kw) else ''
+    raise NoFace(f'no face found{lies}; --box x,y,w,h (pixels, around the head) says where one is, --face centre takes the middle')

@@ -350,7 +350,7 @@ class Metric:
         if len(f)<2: raise MetricError(f'{self.name}: compares sets, and this one holds {len(f)} picture; give it at least 2, better hundreds')
         return f.double().cpu()
 
-    def statistics(self, A): return read_statistics(A) if str(A).endswith('.npz') else statistics(self.features(A))
+    def statistics(self, A): return read_statistics(A) if isinstance(A, (str, Path)) else statistics(self.features(A))
 
     def dataset(self, A, B=None) -> float: # tensors N x 3 x H x W; for sets B may be an .npz with mu and sigma
         "Mean over the pictures, or the distance of the two sets."
@@ -385,7 +385,11 @@ def at_hand(*names) -> tuple:
 def pictures(folder) -> dict: # name -> path
     "The pictures of a folder by name; `NAME_restored` counts as NAME, before/after sheets do not count."
     if not Path(folder).is_dir(): raise MetricError(f'{folder}: no such folder')
-    files = {p.stem.removesuffix('_restored'): p for p in list_images([folder]) if not p.stem.endswith('_sheet')}
+    files = {}
+    for p in list_images([folder]):
+        name = p.stem.removesuffix('_restored')
+        if name in files: raise MetricError(f'{p}: has the name of {files[name].name}; one of them must go')
+        if not p.stem.endswith('_sheet'): files[name] = p
     if not files: raise MetricError(f'{folder}: no pictures here')
     return files
 
@@ -399,8 +403,8 @@ def _per_picture(m, files, truths):
     "The metric of each file; sizes are compared before numbers are."
     out = []
     for f,t in zip(files, truths or files):
-        x,y = load_image(f),load_image(t) if truths else None
-        if truths and x.shape!=y.shape:
+        x,y = load_image(f),load_image(t) if m.kind=='pair' else None
+        if y is not None and x.shape!=y.shape:
             raise MetricError(f'{f}: is {x.shape[-1]} x {x.shape[-2]}, the truth {y.shape[-1]} x {y.shape[-2]}; resize one of them first')
         out.append(m(x, y if m.kind=='pair' else None).item())
     return np.array(out)

@@ -83,7 +83,7 @@ class Prior(Pictures):
         outputs,inputs = (getattr(model, 'config', {}).get(k, d) for k,d in (('out_channels', None), ('in_channels', 3)))
         if outputs and (outputs==2*inputs)!=(variance=='learned'):
             raise ValueError(f"a network with {outputs} outputs cannot have variance {variance!r}: {2*inputs} outputs are 'learned', {inputs} are fixed")
-        self.model,self.schedule,self.side,self.variance,self.name,self.card = model,schedule,side,variance,name,card or {}
+        self.model,self.schedule,self.side,self.variance,self.name,self.card = model,schedule,side,variance,name,dict(card or {})
 
     @property
     def device(self): return next(self.model.parameters()).device
@@ -162,7 +162,8 @@ def build_prior(cfg:dict, state:dict, where='prior') -> Prior:
     "A prior from its configuration and weights, ready to use on the CPU."
     try: prior = Prior(_network(cfg['arch'], where), _schedule(cfg['schedule']), cfg['side'], cfg['variance'], cfg['name'], cfg.get('card'))
     except PriorError: raise
-    except KeyError as e: raise PriorError(f'{where}: its configuration lacks {e}') from None
+    except KeyError as e:
+        raise PriorError(f'{where}: its configuration lacks {e}, so it is no prior; a person is named by --person, a restorer by --restorer') from None
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as e:
         raise PriorError(f'{where}: its configuration cannot be used ({e})') from None
     _load_state(prior.model, state, where)
@@ -480,15 +481,16 @@ def _from_hub(repo):
 
 def best_device(asked=None):
     "What was asked for; else cuda if there is one, else mps, else cpu."
-    if str(asked).startswith('cuda') and (torch.device(asked).index or 0)>=torch.cuda.device_count():
-        raise PriorError(f'{asked}: no such GPU here that this PyTorch can use')
+    try: asked and torch.empty(1, device=asked)
+    except Exception as e:                                                  # what a missing one raises differs
+        raise PriorError(f'{asked}: no such device here ({(str(e) or type(e).__name__).splitlines()[0][:80]})') from None
     if asked and str(asked)!='cuda': return torch.device(asked)
     if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')   # of a team each its own
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def is_repo(name:str) -> bool:
     "Could this be a hub id user/repo?"
-    return re.fullmatch(r'[\w.-]+/[\w.-]+', name) is not None
+    return re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', name) is not None
 
 def load_prior(source='faces64', # name in PRIORS, path (folder, .safetensors, .pt, .pth), or hub id 'user/repo'
                device=None, # None: the best there is

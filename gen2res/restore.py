@@ -22,7 +22,7 @@ import gen2res
 from .album import ALBUM_PLANS, PAPER_SIDE, album_K, generative_album, guide_every, guide_scale, shows, together
 from .constraints import Guide, LowFreq, PartialGuide, X0Guide
 from .degrade import degrade
-from .faces import Face, NoFace, face_of, face_square, look_for, put_back
+from .faces import Face, NoFace, face_of, face_square, look_for, numbered, put_back
 from .filters import lowpass, nearest_factor
 from .images import ImageError, astronaut, atomic, check_folder, each_file, grid, load_image, load_photo, png_text, resize, seeded, to_pil, write_image
 from .prior import sha256_of
@@ -348,7 +348,7 @@ def _tiles(y, xs, best, title, how, truth=None):
     if len(xs)==1: tiles = [(y, how), (xs, title)]
     else:
         answers = [(x, f'{i+1}: most faithful' if i==best else f'{i+1}') for i,x in enumerate(xs)]
-        tiles = [(y, how), *answers, (spread_map(xs), 'spread: bright is invented')]
+        tiles = [(y, how), *answers, (spread_map(xs), 'bright: they disagree')]
     return tiles + ([] if truth is None else [(truth, 'truth')])
 
 def restore_square(y, # 1 x 3 x side x side
@@ -375,12 +375,13 @@ SHOWN = 6 # faces on a sheet; the others are done all the same
 
 def restore_photo(photo, # of load_photo
                   restorer, name:str, out, faces, how, # faces, how: of look_for
-                  seed:int=0, samples:int=1, force:bool=False, file=None, **kw): # file: see record
+                  seed:int=0, samples:int=1, force:bool=False, file=None, numbers=None, **kw): # file: see record; numbers: of the faces, on the sheet
     "Restore the faces of a photo in their places and write result, sheet and record; returns the paths of the first two."
     made,done = restored_faces(photo, faces, how, restorer, seed, samples, **kw)
     about = record(restorer.settings(), seed, samples, [best for *_,best in done], name, how, [list(f) for f in faces], file)
-    tiles = [(photo, f'{name}: {len(faces)} face{"s"*(len(faces)>1)}'), (made, restorer.title)]
-    for i,(f,(y,xs,best)) in enumerate(list(zip(faces, done))[:SHOWN]):
+    more = f', {SHOWN} of them below'*(len(faces)>SHOWN)
+    tiles = [(photo, f'{name}: {len(faces)} face{"s"*(len(faces)>1)}{more}'), (made, restorer.title)]
+    for i,f,(y,xs,best) in list(zip(numbers or range(len(faces)), faces, done))[:SHOWN]:
         again = _tiles(face_of(photo, f, 256), torch.cat([resize(x[None], 256) for x in xs]), best, '', f'face {i}, {f.side:.0f} pixels')
         tiles += [again[0], (face_of(made, f, 256), f'face {i}, restored')] + (again[1:] if samples>1 else [])
     return _written(made, tiles, about, result_paths(name, out), force)
@@ -426,7 +427,7 @@ def restore_file(path, restorer, out='restored', force:bool=False,
         return restore_square(y, restorer, how=how, **to)
     _warn_of_large(path, faces, restorer.side)
     _warn_of_itself(path, (face_of(photo, f, restorer.side) for f in faces), restorer)
-    return restore_photo(photo, restorer, faces=faces, how=how, **to)
+    return restore_photo(photo, restorer, faces=faces, how=how, numbers=numbered(which), **to)
 
 def restore_files(paths, # files and folders
                   restorer, out='restored', # folder for the results; made if needed

@@ -11,7 +11,7 @@ __all__ = ['SETS', 'AS_HARD', 'REAL', 'REAL_FOLDER', 'N_PHOTOS', 'BLOCK', 'HELD'
            'table_iters', 'table_preset', 'table_seeds']
 
 # %% ../nbs/21_tables.ipynb #5e198fec
-import csv, shutil
+import copy, csv, shutil
 from functools import cached_property, partial, wraps
 from pathlib import Path
 import numpy as np, torch
@@ -74,6 +74,11 @@ class Tables(Bench):
         self.tuning = RESTORER_PRESETS[preset] | dict(amp=True) | {k: v for k,v in dict(iters=iters, batch=batch).items() if v}
         files = tuple(source(data, s, prior.side).name for s in ('val', 'train'))
         self.ids = dict(prior=prior.fingerprint(), restorer=weights_hash(self.restorer.model), data=data_hash(data, files))
+
+    def __getstate__(self): # what travels to a worker: see Bench
+        s = super().__getstate__(); r = s['restorer'] = copy.copy(self.restorer); r.model = copy.deepcopy(r.model).to('cpu')
+        return s
+    def __setstate__(self, state): super().__setstate__(state); self.restorer.model.to(self.prior.device)
 
     def photos(self, kind, split='val', part=slice(None)): return photos(self.data, kind, split, part, self.prior.side)
 
@@ -245,7 +250,7 @@ def orderings(rows, paper, *numbers, restorer='SwinIR'): # rows: of read_rows
         if not r['minus'] or r['metric'] not in AS: continue
         a,b = _pair(r, paper, numbers, restorer)
         if a==b: continue
-        verdict = 'undecided' if r['low']<=0<=r['high'] else 'holds' if (r['value']>0)==(a>b) else 'reversed'
+        verdict = 'undecided' if not (r['low']>0 or r['high']<0) else 'holds' if (r['value']>0)==(a>b) else 'reversed'
         yield dict(kind=r['kind'], method=r['method'], minus=r['minus'], metric=r['metric'], paper=round(a-b, 4), ours=r['value'], verdict=verdict)
 
 # %% ../nbs/21_tables.ipynb #94dfaeff

@@ -261,7 +261,8 @@ def _upload(folder, repo, private):
     api = HfApi()
     url = api.create_repo(repo, private=private, exist_ok=True)
     if private and not api.repo_info(repo).private: raise PriorError('is there already and is public; choose another name, or private=False')
-    api.upload_folder(repo_id=repo, folder_path=folder, commit_message='Upload with gen2res')
+    old = ['*.safetensors', 'config.json']                                  # what an earlier upload left; what is sent stays
+    api.upload_folder(repo_id=repo, folder_path=folder, commit_message='Upload with gen2res', delete_patterns=old)
     return str(url)
 
 def push_to_hub(prior, # of load_prior, or of tune: of a prior with adapters only these go up

@@ -6,7 +6,7 @@
 __all__ = ['shifted', 'album_mean', 'AlbumMean', 'Shared', 'SharedPrior']
 
 # %% ../nbs/25_untuned.ipynb #1269ef7d
-import copy, math
+import copy, hashlib, math
 import torch, torch.nn.functional as F
 from .constraints import Constraint
 from .filters import lowpass, nearest_factor
@@ -85,11 +85,17 @@ class SharedPrior(Prior):
         if hasattr(prior, 'both'):
             raise ValueError(f'{prior.name}: was tuned for some noise levels only, and attention is shared in one network; take the prior that it came from')
         super().__init__(copy.deepcopy(prior.model), prior.schedule, prior.side, prior.variance, prior.name, prior.card)
-        self.bf16,self.album = prior.bf16,album.to(prior.device)
+        self.bf16,self.album,self.given = prior.bf16,album.to(prior.device),(weight, seed)
         self.noise = seeded(seed, len(album)).randn_like(self.album)
         shared = [m for m in self.model.modules() if isinstance(m, Attention)]
         if not shared: raise ValueError(f'{prior.name}: has no attention that could be shared (a network of diffusers has its own kind)')
         for m in shared: m.__class__,m.n,m.weight = Shared,len(album),weight
+
+    def fingerprint(self): return hashlib.sha256(f'{super().fingerprint()}{self.given}'.encode()+self.album.cpu().numpy().tobytes()).hexdigest()[:12]
+
+    def to(self, device):
+        self.album,self.noise = self.album.to(device),self.noise.to(device)
+        return super().to(device)
 
     def __call__(self, x, t): # as of Prior; t: one index
         out = super().__call__(torch.cat([x, self.schedule.diffuse(self.album, t, self.noise)]), t)

@@ -154,7 +154,9 @@ def test_rejects_are_explained(folder):
 def test_what_was_made_here_is_no_photo_of_a_person(folder):
     save_image(astronaut(64), folder/'old_restored.png', dict(gen2res='{}')); save_image(astronaut(64), folder/'she.png', album_record(SHEET)); save_image(faces(8)[7], folder/'bed_sheet.png')
     said = {m.path.name: m.verdict for m in read_album(folder, 64)}
-    assert 'a result of gen2res' in said['old_restored.png'] and said['she.png']=='a contact sheet' and said['bed_sheet.png']==''
+    save_image(astronaut(64), folder/'target.png', {'gen2res-target': '{}', 'Comment': 'Made by a generative model: a training target, not a photo of anybody.'}); save_image(faces(9)[8], folder/'gimp.png', dict(Comment='Created with GIMP'))
+    said = {m.path.name: m.verdict for m in read_album(folder, 64)}
+    assert 'a result of gen2res' in said['target.png'] and said['gimp.png']=='' and 'a result of gen2res' in said['old_restored.png'] and said['she.png']=='a contact sheet' and said['bed_sheet.png']==''
 
 def test_the_photo_in_its_own_album():
     album = torch.cat(faces(3)); assert shows(album, resize(album[1:2], 80)) and not shows(album, faces(4)[3])

@@ -13,6 +13,12 @@ from gen2res.degrade import degrade
 from gen2res.embedder import augmented
 from gen2res.images import astronaut, resize, to_array
 
+def test_who_is_who_is_part_of_what_was_measured(tmp_path):
+    from gen2res.images import save_image
+    for f in ('a/1/x.png', 'a/2/y.png'): save_image(astronaut(16), tmp_path/'albums'/f)
+    h = lambda: (bench.data_hash.cache_clear(), bench.data_hash(tmp_path, ('albums',)))[1]
+    before = h(); (tmp_path/'albums/a/2/y.png').rename(tmp_path/'albums/a/1/y.png'); assert h()!=before
+
 @pytest.fixture
 def data(tmp_path):
     "Five people made of one: turned and relit astronauts, as validation faces and as an album of two videos each."

@@ -5,7 +5,7 @@ from gen2res import claims
 from gen2res.explore import SCORES, among, compared, do_jobs, job_path, lines, read_job, read_rows, save_rows, scores
 from gen2res.claims import CLAIMS, Claims, person, portrait, walks
 from gen2res.bench import Bench, portraits
-from gen2res.images import ImageError, resize, save_image
+from gen2res.images import ImageError, astronaut, resize, save_image
 from gen2res.restore import Restorer, restore
 
 @pytest.fixture
@@ -95,6 +95,14 @@ def test_results_depend_on_the_prior(data, tiny64, tmp_path, quick):
     Claims(data, tiny64, tmp_path/'w').results([dict(free=job)], 'free')
     assert len(before)==1 and len(made())==2
 
+@pytest.mark.parametrize('name,line', [('K', 'val: number 2 of the people is asked for, and there are 2'), ('identity', 'albums: number 2 of the people is asked for, and there are 2')])
+def test_people_that_are_not_there_are_missed_before_any_work(name, line, tiny64, tmp_path, monkeypatch):
+    for i in range(2):
+        save_image(astronaut(64)*(1-.3*i), tmp_path/'val'/f'{i}.png')
+        for v in 'ab': save_image(astronaut(64)*(1-.3*i), tmp_path/'albums'/str(i)/v/'0.png')
+    monkeypatch.setattr(Claims, 'do', lambda *a, **kw: pytest.fail('worked'))
+    with pytest.raises(ImageError, match=line): list(CLAIMS[name](Claims(tmp_path, tiny64, tmp_path/'w')))
+
 @pytest.mark.parametrize('name', list(CLAIMS))
 def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkeypatch):
     small(monkeypatch)
@@ -134,6 +142,11 @@ class Doubles(Bench):
     def do(self, n): self.count += 1; return dict(x=torch.full((1,3,2,2), n/127.5-1))
     def score(self, job, pictures, names): return {m: pictures['x'].mean((1,2,3)).numpy()*(2 if m=='twice' else 1) for m in names}
 
+def test_a_line_cut_short_takes_no_other_with_it(tiny, tmp_path):
+    b = Doubles('', tiny, tmp_path/'w'); b.scored([dict(n=0)], ['once'])
+    with open(b.ledger.path, 'a') as f: f.write('{"job": {"n": 7')                # killed
+    b.scored([dict(n=255)], ['once']); assert len(b.ledger.read())==2
+
 def test_a_ledger_survives_a_kill_and_learns_new_metrics(tiny, tmp_path):
     b = Doubles('', tiny, tmp_path/'w', ledger=tmp_path/'results'/'scores.jsonl'); jobs = [dict(n=0), dict(n=255), dict(n=0)]
     assert b.scored(jobs, ['once'])==[dict(once=[-1.]), dict(once=[1.]), dict(once=[-1.])] and b.count==2
@@ -141,6 +154,5 @@ def test_a_ledger_survives_a_kill_and_learns_new_metrics(tiny, tmp_path):
     b.ledger.path.write_text(text[:-9])                                        # killed while it wrote the last line
     assert b.scored(jobs, ['once'])[1]==dict(once=[1.]) and b.count==2           # the pictures are still there
     shutil.rmtree(b.work)
-    assert b.scored(jobs, ['once'])[1]['once']==[1.] and b.count==3              # the torn line took the one after it along
-    assert b.scored(jobs, ['once'])[1]['once']==[1.] and b.count==3
-    assert b.scored(jobs[:1], ['once','twice'])==[dict(once=[-1.], twice=[-2.])] and b.count==4
+    assert b.scored(jobs, ['once'])[1]['once']==[1.] and b.count==2              # the torn line took nothing along
+    assert b.scored(jobs[:1], ['once','twice'])==[dict(once=[-1.], twice=[-2.])] and b.count==3

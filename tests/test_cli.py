@@ -143,7 +143,7 @@ def damaged_face():
     return damaged_astronaut()[0]
 
 @pytest.mark.parametrize('args,line', [(('--recipe', 'magic'), 'unknown recipe'), (('--person', 'none.safetensors'), 'no such file'), (('--recipe', 'personal'), 'say --album DIR'), (('--album', 'nowhere'), 'nowhere'),
-                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face'), (('--face', '7'), 'the example is one square'), (('--restorer', 'none'), 'nothing is restored'), (('--restorer', 'swinir64', '--side', 50), 'multiple of 4'), (('--device', 'cuda:99'), 'cuda:99: no such GPU')])
+                                       (('--generative', 2, '--recipe', 'ilvr'), 'exclude each other'), (('--recipe', 'closed-form'), 'needs --album'), (('--tuning', 'slow'), 'no tuning'), (('--tuning', 'fast'), 'is for --generative and --album'), (('--square', '--face', '1'), '--square takes the best face'), (('--face', '7'), 'the example is one square'), (('--restorer', 'none'), 'nothing is restored'), (('--restorer', 'swinir64', '--side', 50), 'multiple of 4'), (('--device', 'cuda:99'), 'cuda:99: no such device here')])
 def test_restore_options_in_one_line(args, line, tmp_path):
     code,_,err = run('restore', 'astronaut', '-o', tmp_path, *args)
     assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
@@ -165,6 +165,31 @@ def test_no_command_takes_an_empty_path_for_this_folder(tmp_path):
 def test_again_of_a_whole_photo_is_not_the_example(tmp_path):
     save_image(astronaut(), tmp_path/'her.png'); assert run('restore', tmp_path/'her.png', '-o', tmp_path/'o', '--K', 2)[0]==0
     code,_,err = run('again', tmp_path/'o'/'her_restored.png', 'astronaut'); assert code==2 and 'astronaut' in err and len(err.strip().split('\n'))==1
+
+@pytest.mark.parametrize('args,line', [
+    (('restore', 'nowhere.jpg'), 'nowhere.jpg: no such file'), (('bench', 'sides', '--data', 'd', '--device', 'cpu'), 'sides takes no --prior, --device or --methods'),
+    (('bench', 'claim-K', '--data', 'd', '--shape', 'gen2res-256'), 'no --shape'), (('explore', 'astronaut', '--recipe', 'closed-form'), 'needs an album'),
+    (('restore', 'astronaut', '--prior', '../nowhere'), 'neither a file nor a known prior'), (('compare', 'x', '--device', 'xpu:99'), 'xpu:99: no such device here')])
+def test_refused_in_one_line_before_any_work(args, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); code,_,err = run(*args)
+    assert code==2 and line in err and len(err.strip().split('\n'))==1 and not list(tmp_path.iterdir())
+
+def test_a_folder_may_have_an_equals_sign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for d in ('K=50', 'gt'): save_image(astronaut(32), f'{d}/a.png')
+    code,out,err = run('compare', 'K=50', 'mine=K=50', '--gt', 'gt'); assert code==0 and '| K=50 |' in out and '| mine |' in out, err
+
+def test_explore_replaces_nothing_of_anybody(tmp_path):
+    mine = save_image(astronaut(32), tmp_path/'astronaut_K_pictures.png'); before = mine.read_bytes()
+    code,_,err = run('explore', 'astronaut', '-o', tmp_path); assert code==2 and 'astronaut_K_pictures.png: exists already' in err and mine.read_bytes()==before
+
+def test_a_tuning_killed_while_it_draws_goes_on(tmp_path, monkeypatch):
+    for i in range(3): save_image(astronaut(64).roll(9*i, -1), tmp_path/'her'/f'{i}.png')
+    args = ('tune', tmp_path/'her', '-o', tmp_path/'her.safetensors', '--iters', 1, '--sheet', tmp_path/'dreams.png')
+    with monkeypatch.context() as m:
+        m.setattr('gen2res.tune.dreams', lambda *a, **kw: (_ for _ in ()).throw(KeyboardInterrupt()))
+        CliRunner().invoke(app, [str(a) for a in args])
+    code,_,err = run(*args); assert code==0 and (tmp_path/'dreams.png').exists() and not (tmp_path/'her.state').exists(), err
 
 def test_two_marked_photos_of_one_name(tmp_path):
     for d in 'ab': save_image(astronaut(64), tmp_path/d/'her.png')

@@ -6,7 +6,7 @@ from PIL import Image
 from skimage import data
 from torchvision.transforms.functional import rotate
 from gen2res import faces
-from gen2res.faces import (EYES, Face, align, as_sharp, boxed, by_eyes, cascade, chosen, corners, crop, detect, face_of, face_square, feather, find_faces, in_its_colours, look_for,
+from gen2res.faces import (EYES, Face, NoFace, align, as_sharp, boxed, by_eyes, cascade, chosen, corners, crop, detect, face_of, face_square, feather, find_faces, in_its_colours, look_for,
                            marked, middle, paste_back, put_back, whole, yunet)
 from gen2res.images import ImageError, astronaut, load_photo, resize, to_array, to_pil, to_tensor
 
@@ -147,6 +147,15 @@ def test_choosing():
     assert chosen(some, '1,1')==[some[1]]
     for bad in ('3', '-1', 'x', '0,', '1;2'):
         with pytest.raises(ImageError, match='0, 1, 2'): chosen(some, bad)
+
+def test_a_square_around_a_surer_head_is_no_face():
+    from gen2res.faces import _distinct
+    head,around,beside,group = Face(180, 150, 40, 9, score=.99),Face(20, 20, 200, 8, score=.9),Face(300, 100, 40, 9, score=.5),Face(180, 80, 60, 9, score=.95)
+    assert _distinct([head, around, beside, group])==[head, beside, group] and _distinct([around._replace(score=1.), head])==[around._replace(score=1.), head]
+
+def test_a_photo_on_its_side_is_said_to_be():
+    side = Image.fromarray(data.astronaut()).crop((60, 0, 512, 360)).rotate(90, expand=True)
+    with pytest.raises(NoFace, match='it seems to lie on its side'): look_for(side)
 
 def test_where_to_look():
     im = Image.fromarray(data.astronaut())

@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from gen2res import metrics as M
 from gen2res.degrade import degrade
 from gen2res.images import astronaut, save_image
-from gen2res.metrics import METRICS, MetricError, compare, frechet, interval, metric, place, statistics
+from gen2res.metrics import METRICS, MetricError, compare, frechet, interval, jackknife, left_out, metric, place, statistics
 
 OFFLINE = [n for n,e in METRICS.items() if e.weights is None]
 x = astronaut(64)
@@ -234,6 +234,22 @@ def test_compare(folders):
 def test_compare_complains(spoil, line, folders):
     spoil(folders)
     with pytest.raises((MetricError, ValueError), match=line): compare({'a': folders/'a'}, folders/'gt')
+
+def test_no_picture_takes_the_place_of_another(folders):
+    save_image(x, folders/'a/1.png')
+    with pytest.raises(MetricError, match='1_restored.png: has the name of 1.png'): compare({'a': folders/'a'}, folders/'gt')
+
+def test_what_a_metric_does_not_look_at_may_be_anything(folders, monkeypatch):
+    monkeypatch.setitem(METRICS, 'light', METRICS['psnr']._replace(kind='single', make=lambda d: lambda x: x.mean((1,2,3)))); M.metric.cache_clear()
+    for p in (folders/'gt').iterdir(): save_image(astronaut(32), p)
+    [s] = compare({'a': folders/'a'}, folders/'gt', ['light']); assert s.n==3
+    with pytest.raises(MetricError, match='not an .npz'): compare({'a': folders/'a'}, None, ['fd64'], reference=folders/'gt')
+    with pytest.raises(ValueError, match='compared as aligned squares, and these pictures are 96 x 64'): metric('ids64')(torch.zeros(1,3,64,96), torch.zeros(1,3,64,96))
+
+def test_a_jackknife_of_sets():
+    x = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0)); true = torch.zeros(4).double(),torch.eye(4).double()
+    value,low,high = jackknife(left_out(x+1, true)); assert low<4<high and high-low<.8
+    assert jackknife(left_out(x, statistics(x)))[0]<1e-6 and jackknife(left_out(x[:3], true))[2]==math.inf
 
 def test_compare_needs_a_truth(folders):
     with pytest.raises(MetricError, match='needs the true pictures'): compare({'a': folders/'a'})

@@ -334,9 +334,11 @@ class Hub:
     def __init__(self, public=False): self.public,self.files = public,None
     def create_repo(self, repo, private, exist_ok): self.private = private and not self.public; return f'https://huggingface.co/{repo}'
     def repo_info(self, repo): return self
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, folder_path, commit_message, delete_patterns=()):
+        from fnmatch import fnmatch
         from pathlib import Path
-        self.files = {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob('*') if p.is_file()}
+        left = {n: d for n,d in (self.files or {}).items() if not any(fnmatch(n, p) for p in delete_patterns)}
+        self.files = left | {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob('*') if p.is_file()}
 
 @pytest.fixture
 def hub(monkeypatch):
@@ -375,6 +377,10 @@ def test_the_stand_in_is_called_as_the_hub_is(tiny, monkeypatch):
     api = mock.create_autospec(HfApi, instance=True); monkeypatch.setenv('HF_HUB_OFFLINE', '0'); monkeypatch.setattr('gen2res.tune.HfApi', lambda: api)
     push_to_hub(tiny, 'user/tiny')
     assert api.create_repo.call_args==mock.call('user/tiny', private=True, exist_ok=True) and api.upload_folder.call_count==1
+
+def test_an_earlier_upload_is_replaced(tiny, hub):
+    hub.files = {'person.safetensors': b'', 'notes.txt': b''}; push_to_hub(tiny, 'user/anna')
+    assert 'person.safetensors' not in hub.files and {'notes.txt', 'model.safetensors', 'config.json'} <= {*hub.files}
 
 def test_what_is_not_pushed(tiny, hub, monkeypatch):
     hub.public = True

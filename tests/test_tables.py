@@ -156,6 +156,19 @@ def test_orders_are_compared_with_the_papers():
     real = [dict(table='3', kind='wider-test-200', restorer='', method=m, metric='fid-ffhq', value=v) for m,v in (('tuned', '84.7'), ('pre-trained', '87.6'))]
     assert [o['verdict'] for o in orderings([row(-1., -2., -.5, kind='real', metric='fd64 good')], real, '3')]==['holds']
 
+def test_nothing_is_decided_by_an_interval_of_nothing():
+    from gen2res.tables import orderings
+    paper = [dict(table='1', kind='4 moderate', restorer='SwinIR', method=m, metric='psnr', value=v) for m,v in (('tuned', '25'), ('pre-trained', '24'))]
+    row = dict(kind='2 moderate', method='tuned', minus='pre-trained', metric='psnr', value=1., low=float('nan'), high=float('nan'))
+    assert [o['verdict'] for o in orderings([row], paper, '1')]==['undecided']
+
+def test_a_bench_travels_whole(bench):
+    "To a worker without this one's device: both networks as copies on the processor."
+    s = bench.__getstate__(); assert s['restorer'].model is not bench.restorer.model and s['prior'] is not bench.prior
+    s['restorer'].model.to('meta'); b = Tables.__new__(Tables)
+    with pytest.raises(NotImplementedError, match='meta'): b.__setstate__(s)                # it is moved to where the prior is, which nothing can be from there
+    assert all(p.device.type=='cpu' for p in bench.restorer.model.parameters())
+
 def test_photos_of_the_paper(bench, monkeypatch):
     "Which of the paper's kinds each table is asked of by default, as its captions have it."
     want = {'1': SETS, '2': SETS[2:], '3': ('real',), '4': SETS[:1], '5': SETS[1:2], '6': SETS[:1], '8': SETS[2:3], '9': SETS[1:2], '10': SETS[:1], '11': SETS[1:2], '12': SETS[1:2], '13': SETS, '15': (SETS[0], SETS[2]),

@@ -67,6 +67,11 @@ def test_shared_attention(tiny):
     assert not torch.allclose(restore(y, SharedPrior(tiny, album, 1.), K=10), plain, atol=1e-4)
     assert torch.equal(restore(y, tiny, K=10), plain) and all(type(m) is not Shared for m in tiny.model.modules())
 
+def test_what_is_shared_is_part_of_the_fingerprint(tiny):
+    album = photos(3); prints = [p.fingerprint() for p in (tiny, SharedPrior(tiny, album), SharedPrior(tiny, album.flip(-1)), SharedPrior(tiny, album, .5), SharedPrior(tiny, album, seed=1))]
+    assert len({*prints})==5 and SharedPrior(tiny, album).fingerprint()==prints[1]
+    there = SharedPrior(tiny, album).to('meta'); assert there.album.device.type==there.noise.device.type=='meta'
+
 def test_attention_of_another_kind_is_refused(tiny):
     tiny.model = torch.nn.Conv2d(3, 6, 1)
     with pytest.raises(ValueError, match='tiny: has no attention'): SharedPrior(tiny, torch.zeros(1,3,16,16))
