@@ -479,13 +479,16 @@ def _from_hub(repo):
     bare = [c.parent.relative_to(folder) for c in folder.rglob('config.json') if not any(c.parent.glob('*.safetensors'))]
     return _intact(hub_files(repo, *((d/WEIGHTS[2]).as_posix() for d in bare)) if bare else folder)
 
+def _there(device):
+    "A device, if it is one that can be used."
+    try: torch.empty(1, device=device); return torch.device(device)
+    except Exception as e:                                                  # what a missing one raises differs
+        raise PriorError(f'{device}: no such device here ({(str(e) or type(e).__name__).splitlines()[0][:80]})') from None
+
 def best_device(asked=None):
     "What was asked for; else cuda if there is one, else mps, else cpu."
-    try: asked and torch.empty(1, device=asked)
-    except Exception as e:                                                  # what a missing one raises differs
-        raise PriorError(f'{asked}: no such device here ({(str(e) or type(e).__name__).splitlines()[0][:80]})') from None
-    if asked and str(asked)!='cuda': return torch.device(asked)
-    if asked or torch.cuda.is_available(): return torch.device(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')   # of a team each its own
+    if asked and str(asked)!='cuda': return _there(asked)
+    if asked or torch.cuda.is_available(): return _there(f'cuda:{rank}' if (rank := os.environ.get('LOCAL_RANK')) else 'cuda')   # of a team each its own
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def is_repo(name:str) -> bool:

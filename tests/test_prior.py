@@ -132,6 +132,6 @@ def test_shipped_prior(faces64):
     assert all(k in faces64.card for k in ('data', 'iterations', 'validation'))
 
 def test_each_of_a_team_has_its_own_gpu(monkeypatch):
-    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True); monkeypatch.setattr('gen2res.prior._there', torch.device)
     assert str(best_device())=='cuda'
     monkeypatch.setenv('LOCAL_RANK', '1'); assert str(best_device())=='cuda:1'==str(best_device('cuda')) and str(best_device('cuda:0'))=='cuda:0' and str(best_device('cpu'))=='cpu'
