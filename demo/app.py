@@ -3,7 +3,7 @@ import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
 import atexit, hashlib, itertools, lzma, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 import gradio as gr
@@ -55,7 +55,7 @@ def keep(*files):
     "What an open page holds in files is made young again, and so not deleted."
     for f in files:
         for p in [f] if isinstance(f, str) else f or []:
-            if Path(p).exists(): os.utime(p)
+            with suppress(OSError): os.utime(p)                         # it may just have gone
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."

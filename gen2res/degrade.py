@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 import gen2res
 from .filters import blur, mirror
 from .images import ImageError, atomic, each_file, load_image, png_text, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
-from .prior import sha256_of
+from .prior import digest
 
 # %% ../nbs/07_degrade.ipynb #21733e4f
 PAPER_SIDE = 512 # pixels; the side at which DT-BFR states its ranges
@@ -303,7 +303,7 @@ def degrade_files(paths, # files and folders
     def one(path):
         if path.stem in done: raise ImageError(f'{path}: another photo of this call has the same name without its suffix')
         x,target,s = load_image(path),out/f'{path.stem}.png',file_seed(seed, path.stem)
-        asked = dict(recipe=recipe, seed=s, fixed=fixed, file=sha256_of(path)[:12])
+        asked = dict(recipe=recipe, seed=s, fixed=fixed, file=digest(path))
         if not force and (numbers := _drawn(target, asked)) is not None: done[path.stem] = dict(source=path.name, seed=s, **numbers); return
         y,numbers = degrade_one(x, recipe, torch.Generator().manual_seed(s), **fixed)
         report(save_image(y, target, {MARK: json.dumps(dict(asked, numbers=numbers))}, overwrite=force))

@@ -7,8 +7,8 @@ __all__ = ['Pred', 'FORMAT', 'LARGE', 'WEIGHTS', 'VARIANCES', 'Entry', 'PRIORS',
            'no_memory', 'casting', 'as_bf16', 'Pictures', 'Prior', 'GaussianPrior', 'PriorError', 'prior_config',
            'build_prior', 'packed', 'unpacked', 'save_prior', 'read_state', 'guess_family', 'foreign_config',
            'DiffusersUNet', 'autoencoder_of', 'diffusers_schedule', 'pretrained', 'from_diffusers', 'shipped',
-           'save_net', 'load_net', 'cache_path', 'where_is', 'online', 'sha256_of', 'fetch', 'hub_files', 'best_device',
-           'is_repo', 'load_prior']
+           'save_net', 'load_net', 'cache_path', 'where_is', 'online', 'sha256_of', 'digest', 'fetch', 'hub_files',
+           'best_device', 'is_repo', 'load_prior']
 
 # %% ../nbs/03_prior.ipynb #6355b063
 import copy, hashlib, json, logging, math, mmap, os, pickle, re, sys, warnings
@@ -421,6 +421,8 @@ def online() -> bool: return os.environ.get('HF_HUB_OFFLINE', '0').upper() not i
 
 def sha256_of(path) -> str: # hex digits
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m: return hashlib.sha256(m).hexdigest()
+
+def digest(path) -> str: return sha256_of(path)[:12] # which file was it?
 
 def _continue(url, part):
     "Download what a partial file still lacks. One that the server cannot continue is removed."

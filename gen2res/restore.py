@@ -6,9 +6,9 @@
 __all__ = ['PAPER_K', 'Recipe', 'RECIPES', 'TUNED', 'OWN', 'ALBUMS', 'NOTICE', 'XMP', 'BESIDE', 'MARKED', 'RECORDED', 'WALKED',
            'ONE_PASS', 'SMALLEST', 'Paths', 'HOW', 'SHOWN', 'LARGE', 'paper_K', 'walk_from', 'restore',
            'damaged_astronaut', 'At', 'recipe_K', 'recipe_tau', 'recipe_arguments', 'Restorer', 'spread', 'spread_map',
-           'most_faithful', 'signed', 'record', 'digest', 'read_record', 'again', 'restorer_of', 'read_face',
-           'before_after', 'result_paths', 'restore_square', 'restored_faces', 'restore_photo', 'restore_example',
-           'restore_file', 'restore_files']
+           'most_faithful', 'signed', 'record', 'read_record', 'again', 'restorer_of', 'read_face', 'before_after',
+           'result_paths', 'restore_square', 'restored_faces', 'restore_photo', 'restore_example', 'restore_file',
+           'restore_files']
 
 # %% ../nbs/10_restore.ipynb #76ba9673
 import hashlib, json, shutil, warnings
@@ -25,7 +25,7 @@ from .degrade import degrade
 from .faces import Face, NoFace, face_of, face_square, look_for, numbered, put_back
 from .filters import lowpass, nearest_factor
 from .images import ImageError, astronaut, atomic, check_folder, each_file, grid, load_image, load_photo, png_text, resize, seeded, to_pil, write_image
-from .prior import sha256_of
+from .prior import digest
 from .sample import counted, ddpm, denoise
 from .schedule import equivalent_K
 from .train import album_hash
@@ -264,8 +264,6 @@ XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.or
        'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>')
 BESIDE = 'Before and after' # the title of sheets
 MARKED = {'XML:com.adobe.xmp': XMP} # what picture libraries and platforms look for: the vocabulary of IPTC
-
-def digest(path) -> str: return sha256_of(path)[:12]
 
 RECORDED,WALKED,ONE_PASS = {'weights','seed','samples','kept','source','crop'},{'prior','K','steps'},{'restorer','fidelity'} # what no record is without
 
