@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLANS', 'ENGINES', 'LADDERS', 'COUNTED', 'DULL', 'DESCRIPTORS', 'QUERIES', 'BENCHES', 'MEASURES', 'machine', 'timed',
            'turns', 'alternate', 'bare', 'loop_overhead', 'Count', 'peak_memory', 'cost', 'speed', 'cost_figure',
-           'plain_step', 'plain_training', 'made_up', 'one_step', 'settled', 'rates', 'plan_seconds', 'whole',
+           'plain_step', 'plain_training', 'made_up', 'some_steps', 'settled', 'rates', 'plan_seconds', 'whole',
            'nearness', 'plans', 'targets', 'memory', 'commit', 'Ledger', 'Bench', 'Dask', 'load_faces', 'source',
            'portraits', 'data_hash', 'sane', 'metric_order', 'metric_times', 'eye_test', 'class_photo', 'face_count',
            'sides', 'sharpness_kept', 'pixels', 'hog', 'ours', 'descriptors', 'identity_test', 'stranger_test']
@@ -222,15 +222,17 @@ def made_up(family:str, seed:int=0) -> Prior: # of FAMILIES
 
 class _Enough(Exception): "The step that is measured is done."
 
-def one_step(prior, x, constraints=(), t=300):
-    "A step of the loop, its noise included, which the last of a walk does without."
-    def enough(st): raise _Enough
-    with suppress(_Enough): denoise(prior, x, [t, t-1], constraints, callback=enough)
+def some_steps(prior, x, constraints=(), t:int=300, n:int=1):
+    "n steps of the loop, their noise included, which the last of a walk does without."
+    left = iter(range(n-1))
+    def enough(st):
+        if next(left, None) is None: raise _Enough
+    with suppress(_Enough): denoise(prior, x, range(t, t-n-1, -1), constraints, callback=enough)
 
-def _steps(prior, quick, y, n:int, guided:bool, t=300): # quick: in bf16; n pictures at a time
-    "(a step written down plainly, of one picture; ours, of n), as functions without arguments."
+def _steps(prior, quick, y, n:int, guided:bool, walk:int=1, t=300): # quick: in bf16; n pictures at a time
+    "(a step written down plainly, of one picture; `walk` of ours, of n), as functions without arguments."
     many = y.expand(n, -1, -1, -1); on = [Guide(many, .3)] if guided else []
-    return lambda: plain_step(prior, y, t, t-1, torch.randn_like(y), y if guided else None),lambda: one_step(quick, many, on, t)
+    return lambda: plain_step(prior, y, t, t-1, torch.randn_like(y), y if guided else None),lambda: some_steps(quick, many, on, t, walk)
 
 def _at_most(n:int, do): # do(n)
     "With half as many, and half again, until memory is enough."
@@ -255,8 +257,11 @@ def settled(tuner):
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
     y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or together(prior, 16)
-    step = lambda guided: lambda n: [s/k for s,k in zip(alternate(*_steps(prior, quick, y, n, guided), rounds=rounds, warm=_warm(prior)), (1, n))]
-    with quick.walking(): drawn = dict(step=_at_most(n, step(False)), alone=step(False)(1), guided=_at_most(n, step(True)))
+    walk = 1 if prior.device.type=='cpu' else 8                                # a GPU would spend one step waiting for Python to begin the walk
+    def step(n, guided=False, walk=walk):
+        both = alternate(*_steps(prior, quick, y, n, guided, walk), rounds=rounds, warm=_warm(prior))
+        return both[0],both[1]/(n*walk)
+    with quick.walking(): drawn = dict(step=_at_most(n, step), alone=step(1), guided=_at_most(n, partial(step, guided=True, walk=1)))
     return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))
 
 def plan_seconds(r, which:int, prior, album, tuning, steps) -> dict: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
@@ -299,7 +304,7 @@ def targets(prior, at_once:int|None=None, rounds:int=3, photos:int=2500):
     y,quick,plan = astronaut(prior.side).to(prior.device),_quick(prior),pseudo_numbers(prior)
     def seconds(n):
         many = y.expand(n, -1, -1, -1); held = [LowFreq(many, plan['N'])]
-        return alternate(lambda: one_step(quick, many, held, plan['L']+1), rounds=rounds, warm=_warm(prior))[0]/n
+        return alternate(lambda: some_steps(quick, many, held, plan['L']+1), rounds=rounds, warm=_warm(prior))[0]/n
     with quick.walking(): each = plan['steps']*_at_most(at_once or together(prior, 16), seconds)
     yield f'{photos} pseudo targets of {prior.side} pixels, {plan["steps"]} steps each: {_long(photos*each)}, {each:.3g} s a target (without the restorer)'
 

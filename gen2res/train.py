@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np, torch
 from tqdm.auto import tqdm
-from .cuda import looked_up, recorded, sent, told
+from .cuda import fetched, looked_up, recorded, sent, told
 from .images import ImageError, atomic, grid, list_images, load_image, save_image, square, to_array
 from .prior import Prior, as_bf16, autocast, best_device, casting, no_memory, quick_bf16, save_prior
 from .sample import generate
@@ -326,6 +326,7 @@ class Twin:
 class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
     tape,plain,played = None,0,0 # what a GPU plays at each iteration (None: not yet, False: it cannot); iterations without and with it
+    ahead = None # loss of the gradients that it has been asked for
     def __init__(self, images, # N x 3 x S x S, uint8
                  out, # folder of the run; None: nothing is written, nothing can be resumed
                  arch:dict, # UNet arguments
@@ -418,13 +419,14 @@ class Trainer(Run):
         return loss.detach()
 
     def _gradients(self, batch):
-        self.opt.zero_grad(set_to_none=True); self.seeds_at(self.it)               # tried again, dropout draws the same
+        self.opt.zero_grad(set_to_none=True)
         if self.twin: self.twin.refresh()
         return sum(self._part(*some, len(batch[0])) for some in zip(*(v.split(self.at_once) for v in batch)))
 
     def backward(self, batch):
         "Gradients of a batch, in parts that fit into memory; its loss."
         while True:
+            self.seeds_at(self.it)                                                     # tried again, dropout draws the same
             try: return self._gradients(batch)
             except RuntimeError as e:
                 if not no_memory(e) or not self.thriftier(): raise
@@ -461,29 +463,37 @@ class Trainer(Run):
         return alone and not self.compiled and isinstance(self.model, UNet) and not self.model.c.use_checkpoint
 
     def _record(self):
-        self.ready,self.played = self.batch_at(self.it),0
-        tape = recorded(self.guarded, self.ready, f'{self.name}: an iteration')
-        if not tape: self.opt.found_inf = None                                      # of a recording that nobody plays
-        return tape or False
+        "Two tapes: of the gradients, and of what they do to the weights."
+        self.ahead,self.played,what = None,0,f'{self.name}: an iteration'
+        gradients = recorded(lambda *batch: self._gradients(batch), self.batch_at(self.it), what)
+        update = gradients and recorded(self.guarded, [gradients.out], what, gradients.pool())
+        if not update: self.opt.found_inf = None                                    # of a recording that nobody plays
+        return (gradients,update) if update else False
 
     def forget_tape(self):
         "It holds memory, and addresses: others need the one, and the other may change. It is made anew."
-        if self.tape: self.tape = self.ready = self.opt.found_inf = None; torch.cuda.empty_cache()
+        if self.tape: self.tape = self.ahead = self.opt.found_inf = None; torch.cuda.empty_cache()
 
-    def guarded(self, *batch):
-        "An iteration nobody waits for: what is no number leaves the weights alone. Loss, and norm of the gradient."
-        loss = self._gradients(batch); norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.)
+    def guarded(self, loss):
+        "A step nobody waits for: what is no number leaves the weights alone. Loss, and norm of the gradient."
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.)
         self.opt.found_inf = (~(loss+norm).isfinite()).float()
         self.opt.step()
         return torch.stack([loss, norm])
 
+    def _ask(self, it, batch):
+        "For the gradients of iteration `it`, by the weights of now."
+        self.seeds_at(it); self.ahead = self.tape[0](*batch)
+        if self.played: told(self.model, batch[0], back=True)                    # the first was heard of while it was recorded
+        self.played += 1
+
     def recorded_step(self) -> float:
-        "While the GPU is at it, the next batch is drawn."
-        self.seeds_at(self.it); seen = self.tape(*self.ready)
-        if self.played: told(self.model, self.ready[0], back=True)              # the first was heard of while it was recorded
-        self.average(); self.played += 1
-        self.ready = self.batch_at(self.it+1)
-        loss,_ = self.checked(seen.cpu()).tolist()
+        "While the GPU is at it, the next batch is drawn; and before it is asked how this one went, it is given that."
+        if self.ahead is None: self._ask(self.it, self.batch_at(self.it))
+        batch = self.batch_at(self.it+1)
+        seen = fetched(self.tape[1](self.ahead)); self.average(); self.ahead = None
+        if self.it+1<self.iters: self._ask(self.it+1, batch)
+        loss,_ = self.checked(seen()).tolist()
         self.it += 1
         return loss
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch, torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from .cuda import attend, forked, halved, norm_act, plus, twice, unbiased
+from .cuda import at_once, attend, forked, halved, norm_act, plus, pointwise, twice, unbiased
 
 # %% ../nbs/02_unet.ipynb #b4772040
 def timestep_embedding(t, # B noise indices, integer or fractional
@@ -58,18 +58,19 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift,self.resample = scale_shift,resample or nn.Identity()
         self.in_layers = nn.Sequential(norm(ch), nn.SiLU(), conv3(ch, out))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, out*(1+scale_shift)))    # the SiLU, of one thing for all blocks, is computed by the network
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, out*(1+scale_shift)))    # for all blocks at once: see UNet.levels
         self.out_layers = nn.Sequential(norm(out), nn.SiLU(), nn.Dropout(dropout), zero(conv3(out, out)))
         self.skip_connection = nn.Identity() if ch==out else nn.Conv2d(ch, out, 1)
 
     def modulated(self, h, bias, e):
         "Second normalisation, told the noise level `e`."
-        return norm_act(self.out_layers[0], h, e, pre=bias) if self.scale_shift else norm_act(self.out_layers[0], plus(h, e, bias))
+        norm,_,drop,_ = self.out_layers
+        return norm_act(norm, h, e, pre=bias, drop=drop) if self.scale_shift else norm_act(norm, plus(h, e, bias), drop=drop)
 
-    def forward(self, x, emb, also=None): # emb: activated; also: channels to join to x. A bias is added by whoever reads next: see cuda
+    def forward(self, x, e, also=None): # e: of emb_layers; also: channels to join to x. A bias is added by whoever reads next: see cuda
         h,x = forked(self.in_layers[0], x, also=also)
-        h = self.modulated(*unbiased(self.in_layers[2], self.resample(h)), self.emb_layers[1](emb)[...,None,None])
-        h,bias = unbiased(self.out_layers[3], self.out_layers[2](h))
+        h = self.modulated(*unbiased(self.in_layers[2], self.resample(h)), e[...,None,None])
+        h,bias = unbiased(self.out_layers[3], h)
         x,other = unbiased(self.skip_connection, self.resample(x))
         return plus(h, x, bias, other)
 
@@ -81,22 +82,26 @@ class Attention(nn.Module):
         self.heads,self.new_order = heads,new_order
         self.norm,self.qkv,self.proj_out = norm(ch),nn.Conv1d(ch, 3*ch, 1),zero(nn.Conv1d(ch, ch, 1))
 
-    def split(self, qkv): # B x 3C x N
+    def split(self, h): # B x C x H x W
         "Queries, keys and values, each B x heads x N x C/heads."
-        b,_,n = qkv.shape
+        qkv = pointwise(self.qkv, h.flatten(2)); b,_,n = qkv.shape
         parts = qkv.view(b, 3, self.heads, -1, n).unbind(1) if self.new_order else qkv.view(b, self.heads, 3, -1, n).unbind(2)
-        return [p.transpose(-1,-2).contiguous() for p in parts]                  # or a GPU would take the slowest of PyTorch's ways
+        parts = [p.transpose(-1,-2) for p in parts]
+        return [p if p.stride(-1)==1 else p.contiguous() for p in parts]           # else a GPU would take the slowest of PyTorch's ways
+
+    def joined(self, h, x): # h: B x heads x N x C/heads
+        "x, and what was found."
+        return x + pointwise(self.proj_out, h.transpose(-1,-2).reshape(*x.shape[:2], -1)).view_as(x)
 
     def forward(self, x):
         h,x = forked(self.norm, x, act=False)
-        h = attend(*self.split(self.qkv(h.flatten(2))))
-        return x + self.proj_out(h.transpose(-1,-2).reshape(*x.shape[:2], -1)).view_as(x)
+        return self.joined(attend(*self.split(h)), x)
 
 # %% ../nbs/02_unet.ipynb #2cb6341f
 class Block(nn.Sequential):
-    "Layers in a row; residual blocks also get the noise embedding."
-    def forward(self, x, emb, also=None): # also: channels to join to x
-        for layer in self: x,also = (layer(x, emb, also),None) if isinstance(layer, ResBlock) else (layer(x),also)
+    "Layers in a row; residual blocks also get what they make of the noise level."
+    def forward(self, x, levels, also=None): # levels: of UNet.levels; also: channels to join to x
+        for layer in self: x,also = (layer(x, levels[layer], also),None) if isinstance(layer, ResBlock) else (layer(x),also)
         return x
 
 # %% ../nbs/02_unet.ipynb #ee174fbf
@@ -167,6 +172,7 @@ class UNet(nn.Module):
         self._build_right(bottom, skips)
         self.out = nn.Sequential(norm(self.widths[0]), nn.SiLU(), zero(conv3(self.widths[0], out_channels*patch**2)))
         if bypass: self.bypass = Bypass(in_channels*patch**2, out_channels*patch**2, bypass, T)
+        self.residual = [m for m in self.modules() if isinstance(m, ResBlock)]
 
     def _res(self, i, o, resample=None):
         return ResBlock(i, o, self.emb, self.c.dropout, self.c.use_scale_shift_norm, resample)
@@ -207,10 +213,15 @@ class UNet(nn.Module):
                 self.output_blocks.append(Block(*layers))
                 ch = w
 
-    def _run(self, block, h, emb, also=None):
+    def levels(self, t) -> dict:
+        "What each residual block makes of the noise embedding; its SiLU, the same for all, once."
+        emb = F.silu(self.time_embed(timestep_embedding(t, self.c.model_channels).to(self.time_embed[0].weight.dtype)))
+        return dict(zip(self.residual, at_once([r.emb_layers[1] for r in self.residual], emb)))
+
+    def _run(self, block, h, levels, also=None):
         "One block, its activations kept or (use_checkpoint) recomputed."
-        if self.c.use_checkpoint and torch.is_grad_enabled(): return checkpoint(block, h, emb, also, use_reentrant=False)
-        return block(h, emb, also)
+        if self.c.use_checkpoint and torch.is_grad_enabled(): return checkpoint(block, h, levels, also, use_reentrant=False)
+        return block(h, levels, also)
 
     def solve_bypass(self, x0, abar): # N x in_channels x H x W, clean; the schedule's
         "Work out what leads around the network, from pictures like those it will see."
@@ -218,11 +229,10 @@ class UNet(nn.Module):
 
     def forward(self, x, # B x in_channels x H x W
                 t): # B noise indices
-        emb = F.silu(self.time_embed(timestep_embedding(t, self.c.model_channels).to(self.time_embed[0].weight.dtype)))
-        h = folded = F.pixel_unshuffle(x, self.c.patch); skips = []
-        for block in self.input_blocks: skips.append(h := self._run(block, h, emb))
-        h = self._run(self.middle_block, h, emb)
-        for block in self.output_blocks: h = self._run(block, h, emb, skips.pop())
+        h = folded = F.pixel_unshuffle(x, self.c.patch); skips,levels = [],self.levels(t)
+        for block in self.input_blocks: skips.append(h := self._run(block, h, levels))
+        h = self._run(self.middle_block, h, levels)
+        for block in self.output_blocks: h = self._run(block, h, levels, skips.pop())
         out = self.out[2](norm_act(self.out[0], h))
         if self.c.bypass: out = out + self.bypass(folded, t)
         return F.pixel_shuffle(out, self.c.patch)

@@ -72,9 +72,8 @@ class Shared(Attention):
     def also(self, k): return torch.cat([k, k[-self.n:].transpose(0, 1).flatten(1, 2).expand(len(k), -1, -1, -1)], 2)
 
     def forward(self, x):
-        q,k,v = self.split(self.qkv(self.norm(x).flatten(2)))
-        h = F.scaled_dot_product_attention(q, self.also(k), self.also(v), self.bias(q))
-        return x + self.proj_out(h.transpose(-1,-2).reshape(*x.shape[:2], -1)).view_as(x)
+        q,k,v = self.split(self.norm(x))
+        return self.joined(F.scaled_dot_product_attention(q, self.also(k), self.also(v), self.bias(q)), x)
 
 class SharedPrior(Prior):
     "A prior that reads an album while it denoises, at the cost of the album's rows in every pass."

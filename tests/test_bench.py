@@ -125,7 +125,7 @@ def test_what_is_timed_is_a_whole_step(tiny):
     from gen2res.constraints import LowFreq
     seen = []; x = torch.zeros(2,3,16,16)
     held = LowFreq(x, 2); held.on_sample = lambda st: seen.append((st.t, st.s, not torch.equal(st.x_next, st.mean)))
-    bench.one_step(tiny, x, [held], 300)
+    bench.some_steps(tiny, x, [held], 300)
     assert seen==[(300, 299, True)]                                                                   # one step, with its noise
 
 def test_pseudo_targets_are_planned(tiny):

@@ -15,7 +15,7 @@ from gen2res.unet import UNet
 class Calls:
     "A tape that calls what it should have recorded, on tensors of its own."
     def pool(self): return None
-    def __init__(self, f, given, pool=None): self.f,self.given,self.made = f,[x.clone() for x in given],0
+    def __init__(self, f, given, pool=None): self.f,self.given,self.made,self.out = f,[x.clone() for x in given],0,torch.zeros(())
     def __call__(self, *given):
         for mine,x in zip(self.given, given): mine.copy_(x)
         self.made += 1
@@ -28,6 +28,7 @@ def taped(monkeypatch):
 KERNELS = '''
 import torch, torch.nn.functional as F
 from torch import nn
+from gen2res import cuda
 from gen2res.cuda import _Halved, _Plus, _Twice, forked, halved, in_two_passes, norm_act, plus, twice
 torch.manual_seed(0)
 
@@ -39,18 +40,26 @@ def same(f, g, *leaves):
         made.append([y, *torch.autograd.grad((y*r).sum(), leaves)])
     return [((a-b).norm()/a.norm()).item() for a,b in zip(*made)]
 
-for C,side,B,mod,pre,act in ((32,5,2,1,0,True), (96,5,2,1,1,True), (96,7,3,0,0,True), (64,3,1,1,0,False), (384,4,2,1,1,True), (128,16,1,0,1,False), (64,40,5,1,1,True)):
-    norm = nn.GroupNorm(32, C); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
-    of = lambda f: lambda x, w, b, *more: f(norm, x, more[0] if mod else None, act, more[-1] if pre else None)   # w, b: the norm's own
-    leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + [torch.randn(B, 2*C, 1, 1)*.3]*mod + [torch.randn(C)]*pre
-    off = same(of(norm_act), of(lambda *a: in_two_passes(*a)[0]), *leaves)
-    assert max(off) < 1e-6, (C, side, B, mod, pre, act, off)
-for C,C2,side,B,act in ((32,0,5,2,True), (96,0,6,1,False), (96,32,5,2,True), (64,128,4,3,True), (32,96,9,1,False)):
-    norm = nn.GroupNorm(32, C+C2); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
-    of = lambda f: lambda x, w, b, *also: torch.stack(f(norm, x, act, *also))                # both are used, as by a shortcut
-    two = lambda norm, x, act, also=None: in_two_passes(norm, x, act=act, also=also)
-    off = same(of(forked), of(two), torch.randn(B, C, side, side), norm.weight, norm.bias, *[torch.randn(B, C2, side, side)]*bool(C2))
-    assert max(off) < 1e-6, (C, C2, side, B, act, off)
+for small in (cuda._is_small, lambda x, P: False):                                            # a group in one tile, and what is done where it is larger
+    cuda._is_small = small
+    for C,side,B,mod,pre,act in ((32,5,2,1,0,True), (96,5,2,1,1,True), (96,7,3,0,0,True), (64,3,1,1,0,False), (384,4,2,1,1,True), (128,16,1,0,1,False), (64,40,5,1,1,True)):
+        norm = nn.GroupNorm(32, C); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
+        of = lambda f: lambda x, w, b, *more: f(norm, x, more[0] if mod else None, act, more[-1] if pre else None)   # w, b: the norm's own
+        leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + [torch.randn(B, 2*C, 1, 1)*.3]*mod + [torch.randn(C)]*pre
+        off = same(of(norm_act), of(lambda *a: in_two_passes(*a)[0]), *leaves)
+        assert max(off) < 2e-6, (C, side, B, mod, pre, act, off)
+    for C,C2,side,B,act in ((32,0,5,2,True), (96,0,6,1,False), (96,32,5,2,True), (64,128,4,3,True), (32,96,9,1,False)):
+        norm = nn.GroupNorm(32, C+C2); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
+        of = lambda f: lambda x, w, b, *also: torch.stack(f(norm, x, act, *also))                # both are used, as by a shortcut
+        two = lambda norm, x, act, also=None: in_two_passes(norm, x, act=act, also=also)
+        off = same(of(forked), of(two), torch.randn(B, C, side, side), norm.weight, norm.bias, *[torch.randn(B, C2, side, side)]*bool(C2))
+        assert max(off) < 2e-6, (C, C2, side, B, act, off)
+    for C,side,B,p in ((64,6,2,.1), (96,5,3,.5), (128,9,1,.3)):
+        norm = nn.GroupNorm(32, C); x,mod,pre = torch.randn(B, C, side, side),torch.randn(B, 2*C)[...,None,None]*.3,torch.randn(C)
+        def dropped(x, w, b, mod, pre, seed=1): torch.manual_seed(seed); return in_two_passes(norm, x, mod, True, pre, p)[0]
+        kept = dropped(x, None, None, mod, pre)!=0; share,other = kept.float().mean().item(),dropped(x, None, None, mod, pre, 2)!=0
+        assert abs(share-(1-p)) < 4*(p*(1-p)/x.numel())**.5 and abs((kept==other).float().mean().item() - p*p-(1-p)**2) < 6*(1/x.numel())**.5
+        assert max(same(lambda x, w, b, mod, pre: norm_act(norm, x, mod, True, pre)*kept/(1-p), dropped, x, norm.weight, norm.bias, mod, pre)) < 2e-6
 for side,C in ((4, 32), (6, 96), (10, 64)):
     x = torch.randn(2, C, side, side)
     assert max(same(twice, _Twice.apply, x)) < 1e-6 and max(same(halved, _Halved.apply, x)) < 1e-6, side
@@ -71,7 +80,7 @@ def trained(iters, **kw):
 
 def test_recorded_iterations_are_the_plain_ones(taped, monkeypatch):
     t,losses = trained(8)
-    assert t.plain==3 and t.played==5==t.tape.made
+    assert t.plain==3 and t.played==5==t.tape[0].made==t.tape[1].made
     monkeypatch.setattr(Trainer, '_recordable', lambda self: False); plain,same = trained(8)
     assert plain.played==0 and losses==same
     assert all(torch.equal(a, b) for a,b in zip(t.avg.parameters(), plain.avg.parameters()))
@@ -80,13 +89,13 @@ def test_a_recorded_iteration_without_a_number_leaves_the_weights_alone(taped):
     t = Trainer(pictures(), None, small_arch(16, width=32), iters=9, batch=4, amp=False)
     for _ in range(4): t.step()
     before = [p.clone() for p in t.model.parameters()]
-    t.ready[2][:] = float('nan')
+    t.ahead[...] = float('nan')
     with pytest.raises(Diverged): t.step()
     assert all(torch.equal(a, b) for a,b in zip(before, t.model.parameters()))
 
 def test_hooks_hear_of_played_passes(taped, monkeypatch):
     heard = []
-    t = Trainer(pictures(), None, small_arch(16, width=32), iters=9, batch=4, amp=False)
+    t = Trainer(pictures(), None, small_arch(16, width=32), iters=3, batch=4, amp=False)
     t.model.register_forward_hook(lambda m, a, out: heard.append(len(out))); t.model.register_full_backward_pre_hook(lambda m, grads: heard.append(-len(grads[0])))
     t.plain = 3
     class Silent(Calls):                                                     # as a GPU's: what is played calls no hook
@@ -117,8 +126,10 @@ def test_a_recording_is_made_anew_after_others_had_the_memory(taped, monkeypatch
     assert t.plain==3 and t.played==4 and t.tape is None                         # of that after the first validation; the last one took it along
     monkeypatch.setattr(Trainer, '_recordable', lambda self: False); assert trained(9, val=pictures(4), val_every=5)[1]==losses
 
-class Broken:
-    def __init__(self, f, given, pool=None): f(*given); raise RuntimeError('operation not permitted when stream is capturing')
+class Broken(Calls):
+    def __init__(self, f, given, pool=None):
+        super().__init__(f, given); self.out = f(*given)
+        if len(given)==1: raise RuntimeError('operation not permitted when stream is capturing') # an iteration's gradients can be recorded, its step cannot
 
 def test_what_cannot_be_recorded_goes_on_plainly(monkeypatch, recwarn):
     monkeypatch.setattr(cuda, 'Tape', Broken); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)

@@ -24,7 +24,7 @@ def test_both_orders_of_heads(new_order):
 def test_the_noise_level_is_added_where_nothing_is_scaled():
     r,x,emb = filled(ResBlock(32, 64, 16, scale_shift=False)),some(2, 32, 4, 4),some(2, 16, seed=1)
     h = r.in_layers(x)+r.emb_layers(emb)[...,None,None]
-    assert torch.allclose(r(x, F.silu(emb)), r.skip_connection(x)+r.out_layers(h), atol=1e-5)
+    assert torch.allclose(r(x, r.emb_layers(emb)), r.skip_connection(x)+r.out_layers(h), atol=1e-5)
     assert r.emb_layers[1].out_features==64 and ResBlock(32, 64, 16).emb_layers[1].out_features==128
     net = filled(UNet(16, **KW, use_scale_shift_norm=False)); assert net(some(1,3,16,16), torch.tensor([3])).shape==(1,3,16,16)
 
