@@ -261,8 +261,11 @@ def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # ra
     def step(n, guided=False, walk=walk):
         both = alternate(*_steps(prior, quick, y, n, guided, walk), rounds=rounds, warm=_warm(prior))
         return both[0],both[1]/(n*walk)
+    def training(): # the next batch is drawn while a GPU is at this one
+        plain,ours = _trainings(prior, y, batch); both = alternate(plain, lambda: [ours() for _ in range(walk)], rounds=rounds)
+        return both[0],both[1]/walk
     with quick.walking(): drawn = dict(step=_at_most(n, step), alone=step(1), guided=_at_most(n, partial(step, guided=True, walk=1)))
-    return drawn | dict(training=alternate(*_trainings(prior, y, batch), rounds=rounds))
+    return drawn | dict(training=training())
 
 def plan_seconds(r, which:int, prior, album, tuning, steps) -> dict: # r: of `rates`; which: 0 plain, 1 ours; then one of PLANS
     "Of album, tuning and walk, reckoned from rates."
