@@ -230,9 +230,9 @@ def some_steps(prior, x, constraints=(), t:int=300, n:int=1):
     with suppress(_Enough): denoise(prior, x, range(t, t-n-1, -1), constraints, callback=enough)
 
 def _steps(prior, quick, y, n:int, guided:bool, walk:int=1, t=300): # quick: in bf16; n pictures at a time
-    "(a step written down plainly, of one picture; `walk` of ours, of n), as functions without arguments."
+    "(`walk` steps written down plainly, of one picture; as many of ours, of n), as functions without arguments."
     many = y.expand(n, -1, -1, -1); on = [Guide(many, .3)] if guided else []
-    return lambda: plain_step(prior, y, t, t-1, torch.randn_like(y), y if guided else None),lambda: some_steps(quick, many, on, t, walk)
+    return lambda: [plain_step(prior, y, t, t-1, torch.randn_like(y), y if guided else None) for _ in range(walk)],lambda: some_steps(quick, many, on, t, walk)
 
 def _at_most(n:int, do): # do(n)
     "With half as many, and half again, until memory is enough."
@@ -257,13 +257,13 @@ def settled(tuner):
 def rates(prior, at_once:int|None=None, rounds:int=3, batch:int=4) -> dict: # rate -> (plain, ours): seconds a picture; of training: an iteration
     "What ours does at once counts as so many pictures. One rate after the other, so that only one is in memory."
     y,quick = astronaut(prior.side).to(prior.device),_quick(prior); n = at_once or together(prior, 16)
-    walk = 1 if prior.device.type=='cpu' else 8                                # a GPU would spend one step waiting for Python to begin the walk
+    walk = 1 if prior.device.type=='cpu' else 8                                # in a row: a GPU would spend a single one waiting for Python
     def step(n, guided=False, walk=walk):
         both = alternate(*_steps(prior, quick, y, n, guided, walk), rounds=rounds, warm=_warm(prior))
-        return both[0],both[1]/(n*walk)
+        return both[0]/walk,both[1]/(n*walk)
     def training(): # the next batch is drawn while a GPU is at this one
-        plain,ours = _trainings(prior, y, batch); both = alternate(plain, lambda: [ours() for _ in range(walk)], rounds=rounds)
-        return both[0],both[1]/walk
+        row = [lambda f=f: [f() for _ in range(walk)] for f in _trainings(prior, y, batch)]
+        return [s/walk for s in alternate(*row, rounds=rounds)]
     with quick.walking(): drawn = dict(step=_at_most(n, step), alone=step(1), guided=_at_most(n, partial(step, guided=True, walk=1)))
     return drawn | dict(training=training())
 

@@ -10,6 +10,7 @@ __all__ = ['PLAIN', 'LOCK', 'TILE', 'PROGRAMS', 'WARPS', 'UNROLL', 'WIDE', 'sent
 # %% ../nbs/26_cuda.ipynb #94fe2891
 import math, threading, warnings
 from collections import Counter
+from contextlib import suppress
 from functools import lru_cache
 from types import SimpleNamespace
 import torch, torch.nn.functional as F
@@ -55,16 +56,15 @@ class Tape:
 
     def pool(self): return self.graph.pool()
 
-    def __call__(self, *given): # -> what f returned; overwritten by the next call
+    def __call__(self, *given): # -> what f returned; overwritten by the next call of any tape of this pool
         for mine,x in zip(self.given, given): mine.copy_(x, non_blocking=True)
         self.graph.replay()
         return self.out
 
 def _sober(device):
-    "After a recording that failed, the die of its device believes that it is still being recorded, and would be thrown no more."
+    "After a recording that failed, the die of its device believes that it is still being recorded, and is thrown no more, until one succeeds."
     if device.type!='cuda': return
-    die = torch.cuda.default_generators[torch.device(device).index or 0]
-    die.graphsafe_set_state(die.clone_state())
+    with suppress(RuntimeError),torch.cuda.device(device),torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)): torch.zeros(1, device=device)
 
 def recorded(f, given, what:str, pool=None) -> Tape|None:
     "A tape, or None where there can be none: memory is not enough, or f does what cannot be recorded, which is said."
@@ -238,7 +238,7 @@ def _back_sums(x, dy, out, stats, pre, w, bias, mod, seed, p, M, HW, S, C: tl.co
 def _shares(one, two, normed, rstd, n, HW, w, bias, mod, grads, dmod, b, M, c, is_c, C: tl.constexpr, MOD: tl.constexpr, PRE: tl.constexpr):
     """From the sums of a group's channels in one picture: its share of the gradients of weight, bias and what was added before;
     the gradients of scale and shift; and what its slopes have in common."""
-    weight = _given(w, c, is_c); k,h = _factors(w, bias, mod, b, M, c, is_c, C, MOD)
+    weight = _given(w, c, is_c)
     if MOD:
         tl.store(dmod + b*2*C + c, (weight*two + _given(bias, c, is_c)*one).to(dmod.dtype.element_ty), mask=is_c)
         tl.store(dmod + b*2*C + C + c, one.to(dmod.dtype.element_ty), mask=is_c)
@@ -319,7 +319,7 @@ def _bias_slope(part, out, B, S, C: tl.constexpr, G: tl.constexpr, P: tl.constex
     tl.store(out+c, total.to(out.dtype.element_ty), mask=is_c)
 
 # %% ../nbs/26_cuda.ipynb #c803a9b8
-TILE,PROGRAMS,WARPS,UNROLL = 4096,512,4,2 # values that a program has at once; programs for all pictures together
+TILE,PROGRAMS,WARPS,UNROLL = 4096,512,4,2 # values that a program has at once; programs for all pictures, about; of `_sums`: its warps, tiles under way at once
 def _power(n): return 1 << max(0, n-1).bit_length() # of two, the next
 
 def _tiles(x, G) -> tuple:
@@ -344,14 +344,14 @@ def _add_up(part, out, more=None): # part: rows of floats; the sums are for `out
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, also, w, bias, mod, pre, G, eps, act, drop): # -> the normalised, and x, for whoever goes round it
-        C1 = x.shape[1]; x = _nhwc(x) if also is None else joined(x, also)
+        C1 = x.shape[1]; x = _nhwc(x) if also is None else joined(x, also); mod = mod.contiguous() if mod is not None and mod.stride(1)!=1 else mod
         (B,C,H,W),(P,R,S) = x.shape,_tiles(x, G)
         stats,normed,y = _floats(x, B, 2, G),_floats(x, B, C),torch.empty_like(x)
         seed = torch.randint(2**31-1, (1,), device=x.device, dtype=torch.int32) if drop else x
         ctx.save_for_backward(x, stats, normed, w, bias, mod, pre, seed); ctx.set_materialize_grads(False)
         ctx.kinds = pre is not None,mod is not None,act,drop>0
-        ctx.how = C1,G,P,R,S,drop,0 if mod is None else mod.stride(0)
-        given = x if pre is None else pre,w,bias,x if mod is None else mod,seed,drop,ctx.how[-1],H*W
+        ctx.how = C1,G,P,R,S,drop
+        given = x if pre is None else pre,w,bias,x if mod is None else mod,seed,drop,0 if mod is None else mod.stride(0),H*W
         with torch.cuda.device_of(x):
             if _is_small(x, P): _small[(B, G)](x, y, stats, normed, *given, eps, C, G, P, _power(H*W), *ctx.kinds)
             else:
@@ -362,19 +362,19 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, more): # more: slope of the x that was handed on, or None
-        (x,stats,normed,w,bias,mod,pre,seed),(C1,G,P,R,S,drop,M),kinds = ctx.saved_tensors,ctx.how,ctx.kinds
+        (x,stats,normed,w,bias,mod,pre,seed),(C1,G,P,R,S,drop),kinds = ctx.saved_tensors,ctx.how,ctx.kinds
         (B,C,H,W),dy,more,(PRE,MOD,*_) = x.shape,_nhwc(dy),more if more is None else _nhwc(more),kinds
         dx,dx2 = _like(x, C1),_like(x, C-C1) if C1<C else None
         dmod,dpre = mod.new_empty(B, 2*C, 1, 1) if MOD else None,torch.empty_like(pre) if PRE else None
         rows,grads = _floats(x, B, (2+PRE)*C),_floats(x, 2, C)
-        given = x if pre is None else pre,w,bias,x if mod is None else mod,seed,drop,M,H*W
+        given = x if pre is None else pre,w,bias,x if mod is None else mod,seed,drop,0 if mod is None else mod.stride(0),H*W
         to = dx,x if dx2 is None else dx2,x if more is None else more; some = x if dmod is None else dmod
         with torch.cuda.device_of(x):
             if _is_small(x, P): _back_small[(B, G)](x, dy, *to, stats, normed, rows, some, *given, C, G, P, _power(H*W), C1, more is not None, *kinds)
             else:
                 part,means = _floats(x, B, G, S, 2, P),_floats(x, B, 2, G)
                 _back_sums[(B, S)](x, dy, part, stats, *given, S, C, G, P, R, UNROLL, *kinds, num_warps=WARPS)
-                _back_finish[(B, G)](part, stats, normed, w, bias, given[3], means, rows, some, M, H*W, S, C, G, P, MOD, PRE)
+                _back_finish[(B, G)](part, stats, normed, w, bias, given[3], means, rows, some, *given[-2:], S, C, G, P, MOD, PRE)
                 _back[(-(-H*W//R), B)](x, dy, *to, means, stats, *given, C, G, P, R, C1, more is not None, *kinds)
         if any(ctx.needs_input_grad[2:6]): _add_up(rows, grads, dpre)
         return dx,dx2,grads[0],grads[1],dmod,dpre,None,None,None,None
@@ -429,7 +429,7 @@ def _join(a, b, y, n, C1: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr): #
 @jit
 def _spread(x, y, n, scale, C: tl.constexpr, BLOCK: tl.constexpr): # n: values in a row of x
     "Each pixel becomes four."
-    i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); here = i<n; row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64); i = tl.program_id(1)*BLOCK + tl.arange(0, BLOCK); here = i<n
     v = (_given(x + row*n, i, here)*scale).to(y.dtype.element_ty)
     y += row*4*n; at = i//C*2*C + i%C                                             # two rows of y for each of x
     tl.store(y+at, v, mask=here); tl.store(y+at+C, v, mask=here); tl.store(y+at+2*n, v, mask=here); tl.store(y+at+2*n+C, v, mask=here)
@@ -437,7 +437,7 @@ def _spread(x, y, n, scale, C: tl.constexpr, BLOCK: tl.constexpr): # n: values i
 @jit
 def _gather(x, y, n, scale, C: tl.constexpr, BLOCK: tl.constexpr): # n: values in a row of y
     "Four pixels become one."
-    i = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); here = i<n; row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64); i = tl.program_id(1)*BLOCK + tl.arange(0, BLOCK); here = i<n
     x += row*4*n; at = i//C*2*C + i%C
     v = _given(x, at, here) + _given(x, at+C, here) + _given(x, at+2*n, here) + _given(x, at+2*n+C, here)
     tl.store(y + row*n + i, (v*scale).to(y.dtype.element_ty), mask=here)
@@ -457,7 +457,7 @@ def joined(a, b): # B x C1 x H x W, B x C2 x H x W
 def _to(kernel, x, scale, up:bool):
     x = _nhwc(x); B,C,H,W = x.shape; y = _new(x, C, 2*H, 2*W) if up else _new(x, C, H//2, W//2)
     h,w = (H,W) if up else (H//2,W//2)
-    with torch.cuda.device_of(x): kernel[(-(-w*C//1024), B*h)](x, y, w*C, scale, C, BLOCK=1024)
+    with torch.cuda.device_of(x): kernel[(B*h, -(-w*C//1024))](x, y, w*C, scale, C, BLOCK=1024)
     return y
 
 class _Twice(torch.autograd.Function):
@@ -519,7 +519,7 @@ def attend(q, k, v): # B x heads x N x D each
 
 def at_once(linears, x) -> list: # of one input
     "What each of them makes of x; on a GPU in one product."
-    if not x.is_cuda: return [l(x) for l in linears]
+    if not x.is_cuda or any(type(l) is not torch.nn.Linear for l in linears): return [l(x) for l in linears]
     w,b = (torch.cat([getattr(l, k) for l in linears]) for k in ('weight', 'bias'))
     return F.linear(x, w, b).split([l.out_features for l in linears], 1)
 

@@ -243,7 +243,7 @@ class Run:
         if self.out:
             with open(self.out/'log.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
 
-    def run(self, progress:bool=True, callback=None): # callback(run, loss) after each iteration; raise to stop
+    def run(self, progress:bool=True, callback=None): # callback(run, loss) after each iteration (a GPU is at the next one's gradients by then); raise to stop
         "Train to `iters`; returns what `finish` returns. Raises Diverged."
         try: self._train(progress, callback)
         except Diverged as e: e.result = self.rescued(); raise
@@ -325,8 +325,9 @@ class Twin:
 
 class Trainer(Run):
     "Trains a prior; resumes from `out`/state.pt; leaves the averaged weights in `out`/prior, the best by validation in `out`/best."
-    tape,plain,played = None,0,0 # what a GPU plays at each iteration (None: not yet, False: it cannot); iterations without and with it
-    ahead = None # loss of the gradients that it has been asked for
+    tape = None # what a GPU plays at each iteration, gradients and step; False: it cannot
+    plain,played = 0,0 # iterations without it; gradients with it
+    ahead = None # (iteration, loss) of the gradients that it has been asked for
     def __init__(self, images, # N x 3 x S x S, uint8
                  out, # folder of the run; None: nothing is written, nothing can be resumed
                  arch:dict, # UNet arguments
@@ -466,13 +467,16 @@ class Trainer(Run):
         "Two tapes: of the gradients, and of what they do to the weights."
         self.ahead,self.played,what = None,0,f'{self.name}: an iteration'
         gradients = recorded(lambda *batch: self._gradients(batch), self.batch_at(self.it), what)
-        update = gradients and recorded(self.guarded, [gradients.out], what, gradients.pool())
-        if not update: self.opt.found_inf = None                                    # of a recording that nobody plays
-        return (gradients,update) if update else False
+        update = gradients and recorded(self.guarded, [gradients.out], what)
+        if update: return gradients,update
+        gradients = self.opt.found_inf = None; self.opt.zero_grad(); torch.cuda.empty_cache()      # of recordings that nobody plays
+        return False
 
     def forget_tape(self):
         "It holds memory, and addresses: others need the one, and the other may change. It is made anew."
-        if self.tape: self.tape = self.ahead = self.opt.found_inf = None; torch.cuda.empty_cache()
+        if not self.tape: return
+        if self.device.type=='cuda': torch.cuda.synchronize(self.device)            # it may be at gradients that nobody needs now
+        self.tape = self.ahead = self.opt.found_inf = None; torch.cuda.empty_cache()
 
     def guarded(self, loss):
         "A step nobody waits for: what is no number leaves the weights alone. Loss, and norm of the gradient."
@@ -483,15 +487,15 @@ class Trainer(Run):
 
     def _ask(self, it, batch):
         "For the gradients of iteration `it`, by the weights of now."
-        self.seeds_at(it); self.ahead = self.tape[0](*batch)
+        self.seeds_at(it); self.ahead = it,self.tape[0](*batch)
         if self.played: told(self.model, batch[0], back=True)                    # the first was heard of while it was recorded
         self.played += 1
 
     def recorded_step(self) -> float:
         "While the GPU is at it, the next batch is drawn; and before it is asked how this one went, it is given that."
-        if self.ahead is None: self._ask(self.it, self.batch_at(self.it))
-        batch = self.batch_at(self.it+1)
-        seen = fetched(self.tape[1](self.ahead)); self.average(); self.ahead = None
+        if self.ahead is None or self.ahead[0]!=self.it: self._ask(self.it, self.batch_at(self.it))
+        batch,loss,self.ahead = self.batch_at(self.it+1),self.ahead[1],None
+        seen = fetched(self.tape[1](loss)); self.average()
         if self.it+1<self.iters: self._ask(self.it+1, batch)
         loss,_ = self.checked(seen()).tolist()
         self.it += 1

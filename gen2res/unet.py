@@ -220,8 +220,8 @@ class UNet(nn.Module):
 
     def _run(self, block, h, levels, also=None):
         "One block, its activations kept or (use_checkpoint) recomputed."
-        if self.c.use_checkpoint and torch.is_grad_enabled(): return checkpoint(block, h, levels, also, use_reentrant=False)
-        return block(h, levels, also)
+        run = lambda h, also: block(h, levels, also)                             # no argument: checkpoint asks each of its tensors where it is, again and again
+        return checkpoint(run, h, also, use_reentrant=False) if self.c.use_checkpoint and torch.is_grad_enabled() else run(h, also)
 
     def solve_bypass(self, x0, abar): # N x in_channels x H x W, clean; the schedule's
         "Work out what leads around the network, from pictures like those it will see."

@@ -127,6 +127,7 @@ def test_what_is_timed_is_a_whole_step(tiny):
     held = LowFreq(x, 2); held.on_sample = lambda st: seen.append((st.t, st.s, not torch.equal(st.x_next, st.mean)))
     bench.some_steps(tiny, x, [held], 300)
     assert seen==[(300, 299, True)]                                                                   # one step, with its noise
+    seen.clear(); bench.some_steps(tiny, x, [held], 300, 3); assert seen==[(300-i, 299-i, True) for i in range(3)]
 
 def test_pseudo_targets_are_planned(tiny):
     [line] = bench.targets(tiny, at_once=2, rounds=1, photos=10)

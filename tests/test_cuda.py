@@ -40,28 +40,36 @@ def same(f, g, *leaves):
         made.append([y, *torch.autograd.grad((y*r).sum(), leaves)])
     return [((a-b).norm()/a.norm()).item() for a,b in zip(*made)]
 
-for small in (cuda._is_small, lambda x, P: False):                                            # a group in one tile, and what is done where it is larger
-    cuda._is_small = small
-    for C,side,B,mod,pre,act in ((32,5,2,1,0,True), (96,5,2,1,1,True), (96,7,3,0,0,True), (64,3,1,1,0,False), (384,4,2,1,1,True), (128,16,1,0,1,False), (64,40,5,1,1,True)):
+NORMS = (32,5,2,1,0,True), (96,5,2,2,1,True), (96,7,3,0,0,True), (64,3,1,1,0,False), (64,5,3,3,1,True), (64,5,2,4,0,True), (384,4,2,1,1,True), (128,16,1,0,1,False), (64,40,5,1,1,True)
+JOINED = (32,0,5,2,True), (96,0,6,1,False), (96,32,5,2,True), (64,128,4,3,True), (32,96,9,1,False)
+DROPPED = (64,6,2,.1), (96,5,3,.5), (128,9,1,.3)
+never = lambda x, P: False
+for small,tile,programs,norms,joins,drops in (                                # a group at once; in programs of one tile, of several; and in many programs
+        (cuda._is_small, 4096, 512, NORMS, JOINED, DROPPED), (never, 4096, 512, NORMS, JOINED, DROPPED),
+        (never, 4096, 4, [(96,13,2,2,1,True)], [(32,32,13,2,True)], []), (never, 128, 512, [(96,11,2,2,1,True)], [(32,32,11,2,True)], [])):
+    cuda._is_small,cuda.TILE,cuda.PROGRAMS = small,tile,programs
+    for C,side,B,mod,pre,act in norms:
         norm = nn.GroupNorm(32, C); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
         of = lambda f: lambda x, w, b, *more: f(norm, x, more[0] if mod else None, act, more[-1] if pre else None)   # w, b: the norm's own
-        leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + [torch.randn(B, 2*C, 1, 1)*.3]*mod + [torch.randn(C)]*pre
+        mods = {1: torch.randn(B, 2*C), 2: torch.randn(B, 5*C)[:,C:3*C], 3: torch.randn(1, 2*C), 4: torch.randn(B, 4*C)[:,::2]}       # 2: of several blocks; 3: one for all
+        leaves = [torch.randn(B, C, side, side)*2+.7, norm.weight, norm.bias] + ([mods[mod][...,None,None]*.3] if mod else []) + [torch.randn(C)]*pre
         off = same(of(norm_act), of(lambda *a: in_two_passes(*a)[0]), *leaves)
         assert max(off) < 2e-6, (C, side, B, mod, pre, act, off)
-    for C,C2,side,B,act in ((32,0,5,2,True), (96,0,6,1,False), (96,32,5,2,True), (64,128,4,3,True), (32,96,9,1,False)):
+    for C,C2,side,B,act in joins:
         norm = nn.GroupNorm(32, C+C2); nn.init.normal_(norm.weight, 1, .3); nn.init.normal_(norm.bias)
         of = lambda f: lambda x, w, b, *also: torch.stack(f(norm, x, act, *also))                # both are used, as by a shortcut
         two = lambda norm, x, act, also=None: in_two_passes(norm, x, act=act, also=also)
         off = same(of(forked), of(two), torch.randn(B, C, side, side), norm.weight, norm.bias, *[torch.randn(B, C2, side, side)]*bool(C2))
         assert max(off) < 2e-6, (C, C2, side, B, act, off)
-    for C,side,B,p in ((64,6,2,.1), (96,5,3,.5), (128,9,1,.3)):
+    for C,side,B,p in drops:
         norm = nn.GroupNorm(32, C); x,mod,pre = torch.randn(B, C, side, side),torch.randn(B, 2*C)[...,None,None]*.3,torch.randn(C)
         def dropped(x, w, b, mod, pre, seed=1): torch.manual_seed(seed); return in_two_passes(norm, x, mod, True, pre, p)[0]
         kept = dropped(x, None, None, mod, pre)!=0; share,other = kept.float().mean().item(),dropped(x, None, None, mod, pre, 2)!=0
+        assert B==1 or not torch.equal(kept[0], kept[1])
         assert abs(share-(1-p)) < 4*(p*(1-p)/x.numel())**.5 and abs((kept==other).float().mean().item() - p*p-(1-p)**2) < 6*(1/x.numel())**.5
         assert max(same(lambda x, w, b, mod, pre: norm_act(norm, x, mod, True, pre)*kept/(1-p), dropped, x, norm.weight, norm.bias, mod, pre)) < 2e-6
 for side,C in ((4, 32), (6, 96), (10, 64)):
-    x = torch.randn(2, C, side, side)
+    x,cuda.TILE = torch.randn(2, C, side, side),4096
     assert max(same(twice, _Twice.apply, x)) < 1e-6 and max(same(halved, _Halved.apply, x)) < 1e-6, side
     assert max(same(plus, _Plus.apply, x, torch.randn_like(x), torch.randn(C))) < 1e-6
 '''
@@ -89,9 +97,18 @@ def test_a_recorded_iteration_without_a_number_leaves_the_weights_alone(taped):
     t = Trainer(pictures(), None, small_arch(16, width=32), iters=9, batch=4, amp=False)
     for _ in range(4): t.step()
     before = [p.clone() for p in t.model.parameters()]
-    t.ahead[...] = float('nan')
+    t.ahead[1][...] = float('nan')
     with pytest.raises(Diverged): t.step()
     assert all(torch.equal(a, b) for a,b in zip(before, t.model.parameters()))
+
+def test_gradients_asked_for_ahead_are_of_the_next_iteration_only(taped):
+    t,same = (Trainer(pictures(), None, small_arch(16, width=32), iters=6, batch=4, amp=False) for _ in range(2))
+    for _ in range(4): t.step(); same.step()
+    good,t.tape = t.tape,(t.tape[0], lambda loss: torch.full((2,), float('nan')))  # this one is no number: the next has been asked for
+    with pytest.raises(Diverged): t.step()
+    assert t.ahead[0]==5 and t.it==4
+    t.tape = good; assert [t.step() for _ in range(2)]==[same.step() for _ in range(2)]
+    assert all(torch.equal(a, b) for a,b in zip(t.model.parameters(), same.model.parameters()))
 
 def test_hooks_hear_of_played_passes(taped, monkeypatch):
     heard = []
@@ -129,9 +146,12 @@ def test_a_recording_is_made_anew_after_others_had_the_memory(taped, monkeypatch
 class Broken(Calls):
     def __init__(self, f, given, pool=None):
         super().__init__(f, given); self.out = f(*given)
-        if len(given)==1: raise RuntimeError('operation not permitted when stream is capturing') # an iteration's gradients can be recorded, its step cannot
+        if len(given)==1 or self.both: raise RuntimeError('operation not permitted when stream is capturing')
+    both = False
 
-def test_what_cannot_be_recorded_goes_on_plainly(monkeypatch, recwarn):
+@pytest.mark.parametrize('both', [False, True])                                 # an iteration's step cannot be recorded, or nor can its gradients
+def test_what_cannot_be_recorded_goes_on_plainly(monkeypatch, recwarn, both):
+    monkeypatch.setattr(Broken, 'both', both)
     monkeypatch.setattr(cuda, 'Tape', Broken); monkeypatch.setattr(Trainer, '_recordable', lambda self: True)
     t = Trainer(pictures(), None, small_arch(16, width=32), iters=6, batch=4, amp=False)
     for _ in range(3): t.step()
