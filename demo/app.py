@@ -2,7 +2,7 @@
 import os
 os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
 
-import atexit, hashlib, itertools, lzma, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
+import atexit, hashlib, itertools, lzma, secrets, shutil, signal, tempfile, threading, time, warnings, zipfile, zlib
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -59,15 +59,19 @@ def keep(*files):
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."
-    for event in RUNNING.get(name(request), []): event.left = True
-    cancel(request); LABS.pop(name(request), None); shutil.rmtree(folder(request), ignore_errors=True)
+    _change(request, 'left'); cancel(request); LABS.pop(name(request), None); shutil.rmtree(folder(request), ignore_errors=True)
 
 class Cancelled(Exception): "The visitor pressed Cancel."
 
-RUNNING = {} # visitor -> the events that stop what they run
+STOPS = _temporary('stops') # words of each visitor's; whoever works for them looks whether they change. In files, for processes that come and go
 
-def cancel(request:gr.Request):
-    for event in RUNNING.get(name(request), []): event.set()
+def _word(request, what):
+    try: return (STOPS/f'{name(request)}_{what}').read_text()
+    except OSError: return ''
+
+def _change(request, what): (STOPS/f'{name(request)}_{what}').write_text(secrets.token_hex(8))
+
+def cancel(request:gr.Request): _change(request, 'stop')
 
 def said_stop(request:gr.Request):
     cancel(request); gr.Info('Cancelled.', duration=3)
@@ -79,20 +83,18 @@ def stops(button, *started):
 @contextmanager
 def work(request, progress): # -> watch(stage, done, of) for the library's long work
     "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
-    event,events,since = threading.Event(),RUNNING.setdefault(name(request), []),{}
-    events.append(event)                                                # an upload may be looked at while a restoration runs
+    stop,gone,since = _word(request, 'stop'),_word(request, 'left'),{}
     def watch(stage, done, of):
-        if event.is_set(): raise Cancelled()
-        start = since.setdefault(stage, time.monotonic())
+        if _word(request, 'stop')!=stop: raise Cancelled()
+        if done==1 or stage not in since: since[stage] = time.monotonic() # the next face begins anew
+        start = since[stage]
         left = (time.monotonic()-start)/done*(of-done)
         if progress is not None: progress((done, of), desc=f'{stage}, {left:.0f} s left', unit='steps')
     try: yield watch
     except Cancelled: raise gr.Error('Cancelled.', duration=3, print_exception=False) from None
     except (ImageError, PriorError, ValueError, OSError, RuntimeError) as e: raise gr.Error(plain(e), print_exception=False) from None
     finally:
-        events.remove(event)
-        if not events: RUNNING.pop(name(request), None)
-        if hasattr(event, 'left'): shutil.rmtree(folder(request), ignore_errors=True)   # the page was closed while this wrote
+        if _word(request, 'left')!=gone: shutil.rmtree(folder(request), ignore_errors=True)   # the page was closed while this wrote
 
 def plain(e):
     "An error's line, without the server's folders."
@@ -120,6 +122,7 @@ def found(photo, request:gr.Request=None):
 
 def default_K(recipe): return recipe_arguments(recipe, damaged_astronaut(prior().side)[0], prior())['K']
 
+@on_gpu
 def suggested(photo, request:gr.Request=None, progress=gr.Progress()):
     "K at which photo and restoration can no longer be told apart (Gen2Res Eq. 9)."
     with work(request, progress) as watch:
@@ -165,17 +168,20 @@ DAMAGES = {'camera': ('camera:mild', dict(scale=2)), 'jpeg': ('jpeg', dict(q=10)
 @lru_cache
 def examples() -> list: # of files
     "The astronaut and people whom the prior made up, each damaged in another way; nobody's photos, so one folder for all visitors."
-    into,people = _temporary('examples'),generate(prior(), 3, 30, seeds=50).cpu()
+    into,people = _temporary('examples'),generate(prior(device='cpu'), 3, 30, seeds=50)   # no GPU is there to borrow yet
     damaged = {'small': damaged_astronaut(64)[0]} | {name: degrade(x, r, seeds=0, **kw) for x,(name,(r,kw)) in zip(people.split(1), DAMAGES.items())}
     return [str(save_image(resize(x, 128).clamp(-1, 1), into/f'{name}.png')) for name,x in damaged.items()]
 
 # an album
 
+def few(files):
+    if len(files)>ALBUM: raise gr.Error(f'{len(files)} photos; at most {ALBUM} here.', print_exception=False)
+    return files
+
 def looked_at(files):
     "(contact sheet, text) of uploaded photos of one person."
     if not files: return None,''
-    if len(files)>ALBUM: raise gr.Error(f'{len(files)} photos; at most {ALBUM} here.', print_exception=False)
-    with work(None, None): members = read_album(files, prior().side)
+    with work(None, None): members = read_album(few(files), prior().side)
     good = [m for m in members if not m.verdict]
     lines = [f'**{len(good)} of {len(members)} can be used.**'] + [f'- {m.path.name}: {m.verdict}' for m in members if m.verdict]
     lines += [f'- {l}' for l in album_worries(members, prior().side)] if good else []
@@ -185,7 +191,7 @@ def looked_at(files):
 def tuned(files, preset, request:gr.Request=None, progress=gr.Progress()):
     "The file of a prior tuned on an album."
     with work(request, progress) as watch:
-        album = personal_album(needed(files, 'Choose photos of the person'), prior().side); kw = tuning_for(prior(), preset)
+        album = personal_album(few(needed(files, 'Choose photos of the person')), prior().side); kw = tuning_for(prior(), preset)
         step = iter(range(1, kw['iters']+1))
         p = tune(prior(), album, **kw, callback=lambda *a: watch('tuning the prior', next(step), kw['iters']))
         return str(save_person(p, folder(request)/'person.safetensors'))
@@ -222,15 +228,21 @@ def _unzipped(files, into):
     if len(list_images([into]))>INPUTS: raise ImageError(f'more than {INPUTS} pictures')
     return into
 
+def _squares(paths):
+    "Of the photos that can be read."
+    for p in paths:
+        with suppress(ImageError): yield read_face(p, prior().side)[0]
+
 @on_gpu
 def adapted(files, iters, request:gr.Request=None, progress=gr.Progress()):
     "The file of a restorer adapted to uploads, and how the first of them look before and after."
     with work(request, progress) as watch:
         lq = _unzipped(needed(files, 'Choose photos, or a zip of them,'), folder(request)/'lq')
         base = load_restorer('swinir64', prior().device); place = folder(request)/'adapting'; shutil.rmtree(place, ignore_errors=True)
-        r = adapt(base, lq, prior(), place, report=gr.Warning, watch=watch, losses=dict(gan=0), **RESTORER_PRESETS['paper'] | dict(iters=int(iters)))
+        failed = []; r = adapt(base, lq, prior(), place, report=failed.append, watch=watch, losses=dict(gan=0), **RESTORER_PRESETS['paper'] | dict(iters=int(iters)))
         out = save_restorer(r, folder(request)/'adapted.safetensors')
-        some = [read_face(p, prior().side)[0] for p in list_images([lq])[:4]]
+        if failed: gr.Warning(plain(failed[0]) + (f' ({len(failed)-1} more)' if failed[1:] else ''))
+        some = list(itertools.islice(_squares(list_images([lq])), 4))
         rows = [(x, f(x)) for x in some for f in (base, r)]
     pictures = sum([[x, rows[2*i][1], rows[2*i+1][1]] for i,x in enumerate(some)], [])
     return grid(pictures, ['photo','before','after']*len(some), cols=3, side=160),str(out)
@@ -255,7 +267,7 @@ def lab_of(photo, request) -> Lab:
     return LABS[name(request)]
 
 class Exploration:
-    "A figure of the notebooks, for the page. Methods, not partials: gradio hands its request and its progress to nothing else."
+    "A figure of the notebooks, for the page. Methods, not partials: gradio hands its request and its progress to nothing else; no lambdas: it goes to another process."
     def __init__(self, render, job, main, other): # job(lab, value, other) -> what must be tried; main, other: (name, values) of the two knobs
         self.render,self.job,self.knobs = render,job,dict([main, other])
 
@@ -278,13 +290,18 @@ class Exploration:
                 lab.callback(); lab(self.job(lab, v, other))
             return self._figure(lab, value, other)
 
+def with_K(lab, K, seed): return lab.restored(K, seed=seed)
+def guided(lab, scale, every): return lab.drawn(every, scale)
+def constrained(lab, n, every): return lab.constrained('generative', n, every)
+def held(lab, N, seed): n = pseudo_numbers(prior()); return lab.target(n['K'], n['L'], N, seed)
+
 def explorations() -> dict: # name -> Exploration
-    n,Ks = pseudo_numbers(prior()),Lab(damaged_astronaut(prior().side)[0], prior()).Ks
+    Ks = Lab(damaged_astronaut(prior().side)[0], prior()).Ks
     return {
-        'noise: K':       Exploration(render_K, lambda lab, K, seed: lab.restored(K, seed=seed), ('K', Ks), ('seed', range(4))),
-        'guidance':       Exploration(render_guidance, lambda lab, scale, every: lab.drawn(every, scale), ('scale', SCALES), ('every', EVERYS)),
-        'album size':     Exploration(render_album, lambda lab, n, every: lab.constrained('generative', n, every), ('n', SIZES[:5]), ('every', (5, 20))),
-        'pseudo targets': Exploration(render_pseudo, lambda lab, N, seed: lab.target(n['K'], n['L'], N, seed), ('N', NS), ('seed', range(4)))}
+        'noise: K':       Exploration(render_K, with_K, ('K', Ks), ('seed', range(4))),
+        'guidance':       Exploration(render_guidance, guided, ('scale', SCALES), ('every', EVERYS)),
+        'album size':     Exploration(render_album, constrained, ('n', SIZES[:5]), ('every', (5, 20))),
+        'pseudo targets': Exploration(render_pseudo, held, ('N', NS), ('seed', range(4)))}
 
 # the page
 
@@ -340,7 +357,7 @@ def album_tab():
         with gr.Column(scale=3):
             photo = upload('Photo to restore'); K = K_slider('personal'); go,no2 = buttons('Restore')
             result = slider(); file = download('PNG with its record')
-    files.change(looked_at, files, [album, said])
+    files.change(looked_at, files, [album, said]).failure(lambda: None, None, files)
     started = learn.click(tuned, [files, preset], person, **QUEUE),go.click(run_person, [photo, K, person], [result, file], show_progress_on=result, **QUEUE)
     for b in (no, no2): stops(b, *started)
 

@@ -154,7 +154,7 @@ class Claims(Bench):
     def enough(self, kind=None, who=None, damage=None, of=None, **_):
         "Raises ImageError, before hours of work, for people that are not there."
         if who is None: return
-        split = REAL if damage==REAL else 'albums' if kind=='person' else 'val'
+        split = REAL if damage==REAL else 'albums' if kind in ('person','shown','untuned') else 'val'
         for w in (who, of or 0): _there(range(_people(self.data, split, self.prior.side)), w, f'{self.data}, {split}')
 
     def do(self, kind, weights, photos, **job): return JOBS[kind](self, **job)

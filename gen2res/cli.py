@@ -53,8 +53,9 @@ ForceOption = Annotated[bool, typer.Option('--force', '-f', help='Replace existi
 def _say(*lines, sep='\n'):
     "Results to the output, failures to the error stream, past the progress bar."
     from tqdm import tqdm
-    lines = [str(l).encode('utf8', 'backslashreplace').decode() for l in lines]     # file names need not be text
-    for line in lines: tqdm.write(line, file=sys.stderr if line.startswith('failed:') else sys.stdout)
+    for line in map(str, lines):
+        to = sys.stderr if line.startswith('failed:') else sys.stdout; code = getattr(to, 'encoding', None) or 'utf8'
+        tqdm.write(line.encode(code, 'backslashreplace').decode(code), file=to)          # file names need not be text, nor text of this stream
 
 def _person(path, p):
     "The prior of a person, computing as p does."
@@ -435,7 +436,8 @@ def tune(folder: Annotated[Path, typer.Argument(metavar='ALBUM', help='Folder of
     state = out.with_suffix('.state')
     if out.suffix!='.safetensors': stop(f'{out}: the file must end in .safetensors')
     if lora and not find_spec('peft'): stop('--lora needs the package peft: pip install "gen2res[lora]"')
-    if state.exists() and not (state/'state.pt').exists() and (state.is_file() or any(state.iterdir())):
+    ours = lambda f: f.name=='log.jsonl' or f.name.startswith('.state.pt')   # of a run that was killed before its first state
+    if state.exists() and not (state/'state.pt').exists() and (state.is_file() or not all(map(ours, state.iterdir()))):
         stop(f'{state}: is needed for the unfinished tuning, but holds something else; move it away')
     p = _prior(prior, device, bf16)
     if lora and not lr: lr = 10*PRESETS[preset]['lr']                    # adapters start at zero and want more; see the page on tuning

@@ -18,7 +18,7 @@ import torch, torch.nn.functional as F
 from PIL import Image, ImageDraw
 import gen2res
 from .filters import blur, mirror
-from .images import ImageError, atomic, each_file, load_image, png_text, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
+from .images import ImageError, atomic, each_file, is_foreign, load_image, png_text, resize, save_image, seeded, to_pil, to_tensor, to_unit_rgb
 from .prior import digest
 
 # %% ../nbs/07_degrade.ipynb #21733e4f
@@ -303,6 +303,8 @@ def degrade_files(paths, # files and folders
     def one(path):
         if path.stem in done: raise ImageError(f'{path}: another photo of this call has the same name without its suffix')
         x,target,s = load_image(path),out/f'{path.stem}.png',file_seed(seed, path.stem)
+        if target.exists() and target.samefile(path): raise ImageError(f'{path}: would be replaced by its damaged copy; choose another folder')
+        if is_foreign(target, MARK): raise ImageError(f'{target}: is there already, and no degraded picture; choose another folder')
         asked = dict(recipe=recipe, seed=s, fixed=fixed, file=digest(path))
         if not force and (numbers := _drawn(target, asked)) is not None: done[path.stem] = dict(source=path.name, seed=s, **numbers); return
         y,numbers = degrade_one(x, recipe, torch.Generator().manual_seed(s), **fixed)

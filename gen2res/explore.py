@@ -262,7 +262,7 @@ class Lab:
         return first and self.prior.schedule.T-album_K(self.prior)+first
 
     def drawn(self, every=5, scale=None, last=0, n=2):
-        scale = guide_scale(self.prior) if scale is None else scale
+        scale = float(guide_scale(self.prior) if scale is None else scale)    # a job's name tells 2 and 2.0 apart
         if not scale or not (every or last): every,scale,last = 0,0.,0       # never guided, whatever it is called
         return self._job('album', every=every, scale=scale, last=last, n=n, steps=self.album_steps)
 

@@ -188,7 +188,8 @@ def marked(photo:Image.Image, faces, side:int=1200) -> Image.Image: # side: pixe
     k = min(1., side/max(photo.size)); drawn = photo.resize([max(1, round(s*k)) for s in photo.size]); d = ImageDraw.Draw(drawn)
     for i,f in enumerate(faces):
         spots = [(x*k, y*k) for x,y in corners(f)]
-        d.polygon(spots, outline='lime', width=3); d.text(spots[0], f' {i}', fill='lime', font_size=24, stroke_width=2, stroke_fill='black')
+        x,y = (min(max(v, 0), max(0, s-30)) for v,s in zip(spots[0], drawn.size))      # the corner may lie outside
+        d.polygon(spots, outline='lime', width=3); d.text((x, y), f' {i}', fill='lime', font_size=24, stroke_width=2, stroke_fill='black')
     return drawn
 
 def detect(image, # 1 x 3 x H x W in [-1, 1]

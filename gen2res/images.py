@@ -84,7 +84,8 @@ def _opened(path, max_pixels):
             w,h = im.size
             if w*h > max_pixels: raise ImageError(f'{w} x {h} pixels is more than the limit of {max_pixels/1e6:.0f} megapixels')
             im.load()
-            return ImageOps.exif_transpose(im)
+            try: return ImageOps.exif_transpose(im)
+            except Exception: return im.copy()                                         # a broken note on the camera is not a broken photo
 
 def _reason(e, path):
     "Pillow's many ways to fail, in plain words."

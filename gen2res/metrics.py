@@ -340,7 +340,7 @@ class Metric:
     def _each(self, values, x):
         if not (isinstance(values, torch.Tensor) and values.shape==x.shape[:1]):
             raise MetricError(f'{self.name}: must give one number a picture, {len(x)} of them, and gave {_shape_or_type(values)}')
-        return values.double().cpu()
+        return values.cpu().double()                                           # a Mac's GPU has no double
 
     @torch.no_grad()
     def features(self, A, chunk:int=16): # for metrics of kind 'set'
@@ -348,7 +348,7 @@ class Metric:
         parts = A.split(chunk) if isinstance(A, torch.Tensor) else A
         f = torch.cat([self.f(self._checked(p)) for p in parts])
         if len(f)<2: raise MetricError(f'{self.name}: compares sets, and this one holds {len(f)} picture; give it at least 2, better hundreds')
-        return f.double().cpu()
+        return f.cpu().double()
 
     def statistics(self, A): return read_statistics(A) if isinstance(A, (str, Path)) else statistics(self.features(A))
 

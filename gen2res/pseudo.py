@@ -46,7 +46,7 @@ def pseudo_targets(y0, # B x 3 x S x S in [-1, 1]: a restorer's output
                   ) -> torch.Tensor: # like y0
     "Clean versions of a restorer's outputs (DT-BFR, Algorithm 1)."
     n = pseudo_numbers(prior, K, L, N, steps)
-    return restore(y0, prior, n['K'], n['steps'], [LowFreq(y0.to(prior.device), n['N'], lo=n['L'], filter=filter)], seeds=seeds, step=step, **kw)
+    return restore(y0, prior, n['K'], n['steps'], [LowFreq(prior.encode(y0.to(prior.device)), n['N'], lo=n['L'], filter=filter)], seeds=seeds, step=step, **kw)
 
 # %% ../nbs/11_pseudo.ipynb #dccc2daf
 NS = 1,2,4,8,16
@@ -93,6 +93,7 @@ def make_targets(lq, # folder or files: the photos
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
     if not files: raise ImageError(f'{lq}: no pictures here')
     n = pseudo_numbers(prior, K, L, N, steps); walk = walk_from(prior.schedule, n['K'], n['steps'])   # complains now, not after all photos are read
+    if getattr(restorer, 'scale', 1)!=1: raise ValueError(f'{restorer.name}: enlarges {restorer.scale} times; what is adapted must keep the size')
     if n['L']<n['K'] and (side := prior.shape[-1])%n['N']: raise ValueError(f'N = {n["N"]} must divide the side that is walked, {side}')
     about = n | dict(prior=prior.fingerprint(), restorer=restorer_hash(restorer)) | ({'bf16': True} if prior.bf16 else {})
     plans = list(_plans(files, prior.side, seed, about, report))

@@ -365,7 +365,8 @@ def restored_faces(photo, # of load_photo
     made,done = photo.copy(),[]
     for f in faces:
         y = face_of(photo, f, restorer.side); xs = restorer(y, seed, samples, **kw).cpu(); best = most_faithful(xs, y)
-        put_back(made, xs[best:best+1], f, ramp=0. if how in ('aligned','square') else .16)
+        all_of_it = how in ('aligned','square') and abs(photo.width-photo.height)<3    # else strips beside it stay
+        put_back(made, xs[best:best+1], f, ramp=0. if all_of_it else .16)
         done.append((y, xs, best))
     return made,done
 
@@ -373,15 +374,16 @@ SHOWN = 6 # faces on a sheet; the others are done all the same
 
 def restore_photo(photo, # of load_photo
                   restorer, name:str, out, faces, how, # faces, how: of look_for
-                  seed:int=0, samples:int=1, force:bool=False, file=None, numbers=None, **kw): # file: see record; numbers: of the faces, on the sheet
+                  seed:int=0, samples:int=1, force:bool=False, file=None, names=None, **kw): # file: see record; names: of the faces, on the sheet
     "Restore the faces of a photo in their places and write result, sheet and record; returns the paths of the first two."
     made,done = restored_faces(photo, faces, how, restorer, seed, samples, **kw)
     about = record(restorer.settings(), seed, samples, [best for *_,best in done], name, how, [list(f) for f in faces], file)
     more = f', {SHOWN} of them below'*(len(faces)>SHOWN)
-    tiles = [(photo, f'{name}: {len(faces)} face{"s"*(len(faces)>1)}{more}'), (made, restorer.title)]
-    for i,f,(y,xs,best) in list(zip(numbers or range(len(faces)), faces, done))[:SHOWN]:
-        again = _tiles(face_of(photo, f, 256), torch.cat([resize(x[None], 256) for x in xs]), best, '', f'face {i}, {f.side:.0f} pixels')
-        tiles += [again[0], (face_of(made, f, 256), f'face {i}, restored')] + (again[1:] if samples>1 else [])
+    found = 'no face found' if how=='square' else f'{len(faces)} face{"s"*(len(faces)>1)}{more}'
+    tiles = [(photo, f'{name}: {found}'), (made, restorer.title)]
+    for who,f,(y,xs,best) in list(zip(names or [f'face {i}' for i in range(len(faces))], faces, done))[:SHOWN]:
+        again = _tiles(face_of(photo, f, 256), torch.cat([resize(x[None], 256) for x in xs]), best, '', f'{who}, {f.side:.0f} pixels')
+        tiles += [again[0], (face_of(made, f, 256), f'{who}, restored')] + (again[1:] if samples>1 else [])
     return _written(made, tiles, about, result_paths(name, out), force)
 
 def restore_example(restorer, out='restored', force:bool=False, report=print, **kw): # kw: seed, samples
@@ -405,6 +407,11 @@ def _warn_of_itself(path, squares, restorer):
     if album is not None and any(shows(album, y) for y in squares):
         warnings.warn(f'{path}: is in the album, too, and what is wrong with it passes for right there; take it out')
 
+def _names(which, how):
+    "What the sheet calls the faces that were asked for; None: by number from 0."
+    if how!='face': return None
+    return ['the largest face'] if which=='largest' else [f'face {i}' for i in numbered(which) or []] or None
+
 def restore_file(path, restorer, out='restored', force:bool=False,
                  square:bool=False, # the best face only, as a square at the prior's side
                  which:str='all', box=None, detector:str='cascade', # which faces: see look_for
@@ -423,9 +430,10 @@ def restore_file(path, restorer, out='restored', force:bool=False,
         _warn_of_itself(path, [y], restorer)
         if how!='face' and how!='aligned' and which!='centre': warnings.warn(f'{path}: no face found; all of it is restored as one')
         return restore_square(y, restorer, how=how, **to)
+    if how=='square': warnings.warn(f'{path}: no face found; all of it is restored as one')
     _warn_of_large(path, faces, restorer.side)
     _warn_of_itself(path, (face_of(photo, f, restorer.side) for f in faces), restorer)
-    return restore_photo(photo, restorer, faces=faces, how=how, numbers=numbered(which), **to)
+    return restore_photo(photo, restorer, faces=faces, how=how, names=_names(which, how), **to)
 
 def restore_files(paths, # files and folders
                   restorer, out='restored', # folder for the results; made if needed
@@ -439,8 +447,8 @@ def restore_files(paths, # files and folders
         if png_text(path, 'gen2res'): raise ImageError(f'{path}: is a result of gen2res, not a photo')
         name = path.name if path.stem in taken else path.stem                          # scan.png beside scan.jpg
         if name in taken: raise ImageError(f'{path}: another photo of this call has the same name; restore it into another folder')
+        taken.add(name)                                                                # whatever becomes of it: names do not depend on that
         _check_free(result_paths(name, out), force)
         report(*restore_file(path, restorer, out, force, name=name, **kw), sep='\n')
         restorer.forget_photo()
-        taken.add(name)
     with restorer.walking(): return each_file(paths, one, progress, report)

@@ -272,7 +272,7 @@ class CodeLosses(ImageLosses):
         if vqgan: self.encoder.load_state_dict({k.removeprefix('encoder.'): v for k,v in read_state(vqgan).items() if k.startswith('encoder.')})
         self.encoder.to(device).eval().requires_grad_(False)
 
-    def fixed(self): return super().fixed() | dict(token=self.token, tuned=list(self.tuned))
+    def fixed(self): return super().fixed() | dict(token=self.token, tuned=list(self.tuned), teacher=weights_hash(self.encoder))
     def trained(self, model):
         starts = sum((self.PARTS[t] for t in self.tuned), ())
         return [p for k,p in model.named_parameters() if k.startswith(starts)]

@@ -131,7 +131,7 @@ def suggest_K(schedule:Schedule,
               nats:float=3000., # tolerated KL of the whole picture
              ) -> list: # K for each image, 0..T; 0: they are the same
     "The fewest noise steps that bring the KL of Eq. 9 down to `nats`."
-    per_snr = ((x0-y0)**2).flatten(1).sum(1).double().cpu()/2
+    per_snr = ((x0-y0)**2).flatten(1).sum(1).cpu().double()/2
     snr = schedule.abar/(1-schedule.abar)
     return [min(int((d*snr > nats).sum())+bool(d), schedule.T) for d in per_snr]
 

@@ -152,6 +152,7 @@ class Run:
     def resume(self):
         "Continue from out/state.pt if it is there and of the same run. From here on the first of a team alone writes."
         if self.out and self.state_file.exists(): self._resume()
+        elif self.out and self.team.is_main_process: self._trim_log()
         if not self.team.is_main_process: self.out = None
 
     def _resume(self):
@@ -388,7 +389,9 @@ class Trainer(Run):
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
     def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
         arch = self.arch if self.arch.get('bypass') else {k: v for k,v in self.arch.items() if k!='T'}
-        return dict(arch=json.dumps(arch, sort_keys=True), **{k: getattr(self, k) for k in ('pictures', 'batch', 'seed', 'flips', 'above', 'below')})
+        schedule = f'{self.schedule.name}, T = {self.schedule.T}, {self.schedule.abar.mean():.5f}'   # the last tells those of one's own apart
+        same = ('pictures', 'batch', 'seed', 'flips', 'above', 'below')
+        return dict(arch=json.dumps(arch, sort_keys=True), schedule=schedule, **{k: getattr(self, k) for k in same})
 
     def prior(self, **card) -> Prior:
         "The averaged weights as a prior."
@@ -507,7 +510,7 @@ class Trainer(Run):
         "Validation: the same noise every time, so that runs can be compared."
         self.forget_tape()
         out,images = {},self.val if images is None else images
-        for t in ts:
+        for t in (t for t in ts if t<self.schedule.T):
             g,errs = torch.Generator().manual_seed(t),[]
             for x0 in images.split(chunk):
                 x0 = to_unit(x0); noise = torch.randn(x0.shape, generator=g)

@@ -330,7 +330,7 @@ def test_bench_says_what_cannot_be():
 
 def test_mistakes_are_found_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path/'her.state').mkdir(); (tmp_path/'album').mkdir(); save_image(astronaut(80), tmp_path/'album'/'a.png')
+    (tmp_path/'her.state').mkdir(); (tmp_path/'her.state/log.jsonl').write_text('{"it": 100}\n'); (tmp_path/'her.state/.state.pt.x.tmp').touch(); (tmp_path/'album').mkdir(); save_image(astronaut(80), tmp_path/'album'/'a.png')
     code,_,err = run('tune', tmp_path/'album', '-o', 'her.safetensors', '--iters', 1); assert code==0, err                # killed before it had begun
     code,_,err = run('adapt', '--lq', 'album', '--real', 'nowhere', '-o', 'a.safetensors', '--iters', 1); assert code==2 and 'nowhere' in err and not Path('adapting/targets').exists()
     code,_,err = run('restore', 'album', '--person', 'album'); assert code==2 and 'use --album' in err

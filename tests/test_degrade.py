@@ -136,3 +136,12 @@ def test_a_recipe_of_ones_own_is_checked(recipe, line, monkeypatch, tmp_path):
     try: failed = degrade_files([tmp_path/'in'], 'mine', tmp_path/'out', report=lambda *a: None)
     except ValueError: failed = True
     assert failed and not list((tmp_path/'out').glob('*.png'))
+
+def test_originals_are_not_replaced_by_their_damaged_copies(tmp_path):
+    save_image(astronaut(40), tmp_path/'a.png'); save_image(astronaut(48), tmp_path/'out/a.png'); said = []
+    before = [(tmp_path/p).read_bytes() for p in ('a.png', 'out/a.png')]
+    for out,why in (('.', 'a.png: would be replaced by its damaged copy'), ('out', 'out/a.png: is there already, and no degraded picture')):
+        assert degrade_files([tmp_path/'a.png'], 'jpeg', tmp_path/out, force=True, report=said.append)==[tmp_path/'a.png'] and why in str(said[-1])
+    assert before==[(tmp_path/p).read_bytes() for p in ('a.png', 'out/a.png')]
+    degrade_files([tmp_path/'a.png'], 'jpeg', tmp_path/'new', report=said.append)
+    assert degrade_files([tmp_path/'a.png'], 'jpeg', tmp_path/'new', seed=1, force=True, report=said.append)==[]   # one's own may be

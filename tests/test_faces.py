@@ -206,3 +206,9 @@ def test_yunet_speaks_in_eyes(monkeypatch, tmp_path):
     wide = photo()[...,:400,:]
     [f] = yunet(wide, 20, weights)                                            # the tiny one is left out
     assert off(f)<1e-4 and f.score==pytest.approx(.9) and seen['size']==(512, 400) and seen['shape']==((400, 512, 3), to_array(wide)[0,0][::-1].tolist())
+
+@pytest.mark.parametrize('x,y', [(-60, 40), (40, -60), (240, 240)])
+def test_numbers_of_heads_at_the_border_can_be_read(x, y, monkeypatch):
+    lime = lambda: (np.asarray(marked(Image.new('RGB', (300, 300)), [Face(x, y, 140)]))==(0, 255, 0)).all(-1).sum()
+    with_number = lime(); monkeypatch.setattr(faces.ImageDraw.ImageDraw, 'text', lambda *a, **kw: None)
+    assert with_number > lime()+20

@@ -150,3 +150,7 @@ def test_noise_does_not_depend_on_who_draws_it(monkeypatch):
     monkeypatch.setattr(images, 'MANY', 0); rng = seeded(7, 4)
     assert torch.equal(rng.randn_like(x), alone) and torch.equal(torch.cat([seeded(i, 1).randn_like(x[:1]) for i in range(7, 11)]), alone)
     assert not torch.equal(rng.randn_like(x), alone)
+
+def test_a_broken_note_on_the_camera_is_not_a_broken_photo(tmp_path):
+    im = Image.fromarray(np.full((8, 8, 3), 99, np.uint8))
+    for name in ('a.jpg', 'a.png', 'a.webp'): im.save(tmp_path/name, exif=b'Exif\0\0'+b'\0'*40, **(dict(dpi=(300, 300)) if name=='a.jpg' else {})); assert load_image(tmp_path/name).shape==(1, 3, 8, 8)

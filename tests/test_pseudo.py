@@ -1,5 +1,6 @@
 "Pseudo targets: one picture, batches, folders."
 import json
+from types import SimpleNamespace
 import pytest, torch
 from gen2res.constraints import LowFreq
 from gen2res.images import ImageError, load_image, save_image
@@ -79,7 +80,8 @@ def test_the_manifest_names_what_is_there(tiny, lq, tmp_path):
         with pytest.raises(ImageError, match='nowhere'): make_targets(tmp_path/'nowhere', tmp_path/out, tiny, K=40, steps=5, report=lambda line: None)
     assert listed()==before and not (tmp_path/'new').exists()
 
-@pytest.mark.parametrize('kw,line', [(dict(K=40, L=10, N=5), 'N = 5 must divide'), (dict(K=40, steps='5,1'), 'would start at index')])
+@pytest.mark.parametrize('kw,line', [(dict(K=40, L=10, N=5), 'N = 5 must divide'), (dict(K=40, steps='5,1'), 'would start at index'),
+                                     (dict(K=40, restorer=SimpleNamespace(scale=4, name='x4')), 'x4: enlarges 4 times')])
 def test_numbers_that_cannot_be_are_said_before_a_photo_is_read(tiny, lq, tmp_path, monkeypatch, kw, line):
     monkeypatch.setattr('gen2res.pseudo.read_face', lambda *a: pytest.fail('read'))
     with pytest.raises(ValueError, match=line): make_targets(lq, tmp_path/'t', tiny, **kw)

@@ -5,9 +5,11 @@ import pytest, torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from gen2res.album import generative_album
+from gen2res.constraints import LowFreq
 from gen2res.images import astronaut, resize
 from gen2res.prior import (PRIORS, DiffusersUNet, Prior, PriorError, build_prior, cache_path, diffusers_schedule, fetch, foreign_config, guess_family, load_prior,
                            save_prior, sha256_of, where_is)
+from gen2res.pseudo import pseudo_targets
 from gen2res.restore import ALBUMS, RECIPES, Restorer, restore
 from gen2res.sample import generate
 from gen2res.schedule import Schedule
@@ -195,6 +197,7 @@ def test_every_recipe_runs_on_codes(tmp_path, name):
 def test_an_album_of_a_prior_of_codes_and_what_it_refuses(tmp_path):
     latent_folder(tmp_path/'p'); prior = load_prior(tmp_path/'p', 'cpu')
     assert generative_album(y32, prior, 2, K=4, every=2).shape==(2,3,32,32)
+    assert torch.equal(pseudo_targets(y32, prior, K=45, L=10, N=4, steps=4, seeds=3), restore(y32, prior, 45, 4, [LowFreq(prior.encode(y32), 4, lo=10)], seeds=3))
     with pytest.raises(ValueError, match='prior of codes'): tune(prior, y32, **KW)
     with pytest.raises(PriorError, match='give a folder'): save_prior(prior, tmp_path/'one.safetensors')
     cfg = json.loads((tmp_path/'p/vae/config.json').read_text())

@@ -272,3 +272,23 @@ def test_its_own_results_are_no_photos(tiny, tmp_path):
     assert not restore_files([tmp_path], Restorer(tiny, K=4), tmp_path, report=report)
     failed = restore_files([tmp_path], Restorer(tiny, K=4), tmp_path, force=True, report=report)
     assert {p.name for p in failed}=={'a_restored.png', 'a_sheet.png'} and sum('is a result of gen2res' in s for s in said)==2 and len(list(tmp_path.glob('*.png')))==3
+
+def test_names_of_results_do_not_depend_on_what_became_of_others(tmp_path):
+    for n,k in (('scan.jpg', 1.), ('scan.png', .5)): save_image(astronaut(64)*k, tmp_path/n)
+    r,go = OnePass(load_restorer('identity'), 64),lambda *n, **kw: restore_files([tmp_path/i for i in n], r, tmp_path/'out', report=lambda *a, **kw: None, which='centre', **kw)
+    assert go('scan.jpg')==[] and go('scan.jpg', 'scan.png')==[tmp_path/'scan.jpg']          # that one is done already; the other is not its
+    assert load_image(tmp_path/'out/scan_restored.png').equal(load_image(tmp_path/'scan.jpg')) and load_image(tmp_path/'out/scan.png_restored.png').equal(load_image(tmp_path/'scan.png'))
+
+def test_the_sheet_says_whose_faces_they_are(tmp_path, monkeypatch):
+    save_image(torch.cat([resize(astronaut(), 200)]*2, -1), tmp_path/'two.png'); save_image(resize(data_rocket(), 200)[..., :200], tmp_path/'none.png')
+    seen = []; monkeypatch.setattr('gen2res.restore.before_after', lambda pictures, labels: seen.extend(labels) or Image.new('RGB', (8, 8)))
+    r = OnePass(load_restorer('identity'), 64); go = lambda n, **kw: (seen.clear(), restore_file(tmp_path/n, r, tmp_path/'out', force=True, **kw), ' | '.join(seen))[-1]
+    assert 'the largest face, ' in go('two.png', which='largest') and 'face 1, ' in go('two.png', which='1') and 'face 0, ' in go('two.png')
+    with pytest.warns(UserWarning, match='none.png: no face found; all of it is restored as one'): assert 'none: no face found' in go('none.png')
+
+def test_no_seam_beside_a_portrait_that_is_nearly_square(tmp_path):
+    save_image(torch.nn.functional.pad(astronaut(300), (0, 0, 12, 12), 'reflect'), tmp_path/'her.png')
+    class Other(OnePass):
+        def __call__(self, y, *a, **kw): return -super().__call__(y, *a, **kw)
+    made = load_image(restore_file(tmp_path/'her.png', Other(load_restorer('identity'), 64), tmp_path/'out')[0]); change = (made-load_image(tmp_path/'her.png')).abs().mean((0, 1, 3))
+    assert change[150] > .3 and not change[:10].any() and change.diff().abs().max() < .1         # it fades out

@@ -269,4 +269,5 @@ def test_code_losses(codeformer):
     assert set(terms)=={'feat','token','l1','pd64'} and out.shape==y.shape and torch.allclose(terms['l1'], (out-x).abs().mean()) and torch.allclose(total, sum(terms.values()))
     with pytest.raises(ValueError, match='tuned in encoder, transformer, cft; got decoder'): CodeLosses('cpu', 1e-3, r.model, tuned=['decoder'])
     with pytest.raises(ValueError, match='give `real`'): tune_restorer(r, to_u8(y), to_u8(x), iters=1, losses=dict(tuned=['cft']))
+    other = CodeLosses('cpu', 1e-3, r.model); next(other.encoder.parameters()).add_(1); assert other.fixed()['teacher']!=L.fixed()['teacher']
     assert words.shape==(1,256) and torch.allclose(r.model.quantize.get_codebook_feat(words.flatten(), [1,16,16,256]), q, atol=1e-5)

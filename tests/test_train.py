@@ -76,7 +76,7 @@ def test_a_run_ends_with_a_validation(pictures, tmp_path):
     t.run(progress=False)
     assert [json.loads(l).get('val') for l in open(tmp_path/'log.jsonl')]==[{'20': .5}, {'20': 1/3}] and load_prior(tmp_path/'best', 'cpu').card['iterations']==3
 
-@pytest.mark.parametrize('change', [dict(arch=ARCH | dict(patch=1)), dict(batch=3), dict(seed=1)])
+@pytest.mark.parametrize('change', [dict(arch=ARCH | dict(patch=1)), dict(batch=3), dict(seed=1), dict(schedule=Schedule.cosine())])
 def test_another_run_is_not_resumed(pictures, tmp_path, change):
     kw = dict(arch=ARCH, batch=2, iters=3, device='cpu')
     Trainer(pictures, tmp_path, **kw).save()
@@ -99,6 +99,11 @@ def test_resuming_trims_the_log(pictures, tmp_path):
     t.save(); t.log([t.step()])
     Trainer(pictures, tmp_path, **kw).run(progress=False)
     assert [json.loads(l)['it'] for l in open(tmp_path/'log.jsonl')]==[1, 2, 3, 4, 5]
+    (tmp_path/'state.pt').unlink(); Trainer(pictures, tmp_path, **kw).run(progress=False)              # killed before its first state
+    assert [json.loads(l)['it'] for l in open(tmp_path/'log.jsonl')]==[1, 2, 3, 4, 5]
+
+def test_a_schedule_of_few_levels_is_validated_at_those_it_has(pictures):
+    t = Trainer(pictures, None, ARCH, val=pictures[:2], device='cpu', schedule=Schedule.linear(130)); assert list(t.validate())==[20, 60, 120]
 
 def test_log_is_json_lines_with_validation(pictures, tmp_path):
     Trainer(pictures, tmp_path, ARCH, val=pictures[:3], batch=2, iters=4, log_every=2, val_every=4, sample_every=4, device='cpu').run(progress=False)
