@@ -402,6 +402,8 @@ def _warn_of_large(path, faces, side):
     warnings.warn(f'{path}: {who} of {max(large):.0f} pixels{" at most"*(len(large)>1)}, restored at {side}: nothing finer is repaired, '
                   'and what could be read before may come out worse; see the sheet')
 
+def _warn_of_none(path): warnings.warn(f'{path}: no face found; all of it is restored as one')
+
 def _warn_of_itself(path, squares, restorer):
     album = getattr(restorer, 'album', None)
     if album is not None and any(shows(album, y) for y in squares):
@@ -428,9 +430,9 @@ def restore_file(path, restorer, out='restored', force:bool=False,
     if square or small and how in ('aligned','square'):
         y,how = read_face(path, restorer.side)
         _warn_of_itself(path, [y], restorer)
-        if how!='face' and how!='aligned' and which!='centre': warnings.warn(f'{path}: no face found; all of it is restored as one')
+        if how!='face' and how!='aligned' and which!='centre': _warn_of_none(path)
         return restore_square(y, restorer, how=how, **to)
-    if how=='square': warnings.warn(f'{path}: no face found; all of it is restored as one')
+    if how=='square': _warn_of_none(path)
     _warn_of_large(path, faces, restorer.side)
     _warn_of_itself(path, (face_of(photo, f, restorer.side) for f in faces), restorer)
     return restore_photo(photo, restorer, faces=faces, how=how, names=_names(which, how), **to)
