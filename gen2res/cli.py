@@ -64,6 +64,12 @@ def _person(path, p):
     if tuned.name!=p.name: typer.echo(f'note: {path} is a prior of its own, tuned from {tuned.name}; {p.name} is not used', err=True)
     return tuned
 
+def _K(asked, T): # asked: as typed, or a number, or None
+    "A number of noise steps, 'auto', or None."
+    if asked in (None, 'auto'): return asked
+    if not str(asked).isdecimal() or not int(asked)<=T: raise ValueError(f"--K must lie in 0..{T}, or be the word auto; got {asked}")
+    return int(asked)
+
 def _restorer(p, recipe, generative, album, person, **kw):
     "The restorer that the options ask for."
     from gen2res.album import personal_album
@@ -81,8 +87,8 @@ def _restorer(p, recipe, generative, album, person, **kw):
     if person:
         p = _person(person, p)
         if kw['K'] is None: kw['K'] = recipe_K('personal', p)
-    if kw['K'] is not None and not 0<=kw['K']<=p.schedule.T: raise ValueError(f'--K must lie in 0..{p.schedule.T}, got {kw["K"]}')
-    if (kw['K'] or 0) > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
+    kw['K'] = K = _K(kw['K'], p.schedule.T)
+    if K not in (None, 'auto') and K > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
     return Restorer(p, recipe or 'plain', **kw)
 
 def _one_pass(name, side, fidelity, device):
@@ -109,13 +115,15 @@ def _box(text):
 @app.command()
 def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders of photos, or the word "astronaut" for a built-in example.')],
             out: Annotated[Path, typer.Option('--out', '-o', help='Folder for the results.')]=Path('restored'),
-            K: Annotated[Optional[int], typer.Option('--K', '-k', help="Noise steps: more repairs more and invents more. Default: the recipe's, "
-                                                                       "converted to the prior's side (52 at 64 px, where from 150 on most is invented). "
-                                                                       "`gen2res explore` shows them all.")]=None,
+            K: Annotated[Optional[str], typer.Option('--K', '-k', metavar='K|auto',
+                                                     help="Noise steps: more repairs more and invents more. Default: the recipe's, "
+                                                          "converted to the prior's side (52 at 64 px, where from 150 on most is invented). "
+                                                          "auto: for each face as many as its damage seems to need, at most those. "
+                                                          "`gen2res explore` shows them all.")]=None,
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. '
                                                               'A number, or numbers for each section of the walk, e.g. 5,10,15: the lowest noise first.')]=None,
             generative: Annotated[Optional[int], typer.Option(min=1, help='Make an album of N pictures from each photo first (the paper: 16; 8 are as good), '
-                                                                          'and tune the prior on it: more faithful, minutes a photo.',
+                                                                          'and tune the prior on it: more faithful, a minute or more a photo.',
                                                               metavar='N')]=None,
             album: Annotated[Optional[Path], typer.Option(help='Folder of other photos of the same person (about 20): tune the prior on them first.')]=None,
             person: Annotated[Optional[Path], typer.Option(help='File of `gen2res tune`: a prior tuned before.')]=None,
@@ -715,7 +723,7 @@ _BENCH_HELP = ('loop: time per step of denoise over the bare network. '
 
 @app.command()
 def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
-          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, targets, memory and times: '
+          data: Annotated[Optional[Path], typer.Option('--data', help='For all but loop, speed, plans, whole, targets, memory and times: '
                                                                       'folder with faces_val_64.npz, faces_train_64.npz, albums_128.npz and, '
                                                                       'for claim-cats, cats_64.npz; for eyes, faces_val_128.npz; for claim-old, old_photos; '
                                                                       'for table-3, degraded/aligned; for faces and sharp, portraits. '
@@ -723,11 +731,11 @@ def bench(what: Annotated[str, typer.Argument(help=_BENCH_HELP)]='loop',
                                                                       'val, train, albums/PERSON/OCCASION.')]=None,
           out: Annotated[Optional[Path], typer.Option('--out', '-o', help='The table to write; without it data/results/WHAT.csv. '
                                                                           'For speed: STEM of table and plot; '
-                                                                          'for loop, plans, targets and memory: what they print.')]=None,
+                                                                          'for loop, plans, whole, targets and memory: what they print.')]=None,
           force: ForceOption=False, work: WorkOption=Path('measuring'), prior: PriorOption='faces64', device: DeviceOption=None,
           methods: Annotated[Optional[str], typer.Option(help='Only these methods of a claim or table (and what they are compared with), with commas. '
                                                               'For set-...: recipes, e.g. plain,generative,ilvr; plain by default.')]=None,
-          shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, targets and memory: '
+          shape: Annotated[Optional[str], typer.Option(help='For loop, speed, plans, whole, targets and memory: '
                                                             'instead of a prior, made-up weights in the shape of a published one, e.g. gen2res-256.')]=None,
           restorer: Annotated[str, typer.Option('--restorer', '-r', help='For tables: swinir64, '
                                                                          'or the checkpoint of any restorer that spandrel knows.')]='swinir64',

@@ -171,7 +171,7 @@ def save_restorer(restorer:RestorationModel, path, # ends in .safetensors
 
 class OnePass:
     "A restorer where the commands and the sheet expect a `Restorer`: no prior, no walk."
-    title = 'restored in one pass'
+    title,chosen = 'restored in one pass',None                                             # no K to choose
     def __init__(self, restorer, side:int|None=None): # side: a multiple of 4
         self.restorer,self.side = restorer,side or restorer.side
         if self.side%4: raise ValueError(f'side = {self.side}: must be a multiple of 4')

@@ -4,11 +4,13 @@ import pytest, torch
 from gen2res.untuned import AlbumMean
 from PIL import Image
 from skimage import data
+from gen2res.degrade import degrade
 from gen2res.constraints import Guide, LowFreq, PartialGuide
+from gen2res.faces import Face
 from gen2res.prior import Prior
-from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_tensor, to_unit_rgb
-from gen2res.restore import (ALBUMS, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
-                             restore_example, restore_file, restore_files, restorer_of, spread, spread_map)
+from gen2res.images import ImageError, astronaut, load_image, resize, save_image, to_array, to_pil, to_tensor, to_unit_rgb
+from gen2res.restore import (ALBUMS, AUTO, RECIPES, Restorer, again, damaged_astronaut, most_faithful, read_record, recipe_arguments, record, restore,
+                             restore_example, restore_file, restore_files, restore_photo, restorer_of, spread, spread_map, suggested_K)
 from gen2res.restorers import OnePass, load_restorer
 from gen2res.sample import ddim
 from gen2res.schedule import equivalent_K
@@ -42,6 +44,35 @@ def test_stops_at_tau(tiny):
     assert [st.t for st in seen]==list(range(29, 11, -1)) and torch.equal(x, seen[-1].x0.clamp(-1, 1))
 
 def test_plain_restorer_is_restore(tiny): assert torch.equal(Restorer(tiny, K=20)(y, seeds=7), restore(y, tiny, 20, seeds=7))
+
+LIGHT,HEAVY = (degrade(astronaut(64), 'jpeg', seeds=0, q=q) for q in (60, 5))
+
+def test_each_photo_has_the_K_that_it_needs(faces64):
+    r,both = Restorer(faces64, K=AUTO),torch.cat([LIGHT, HEAVY])
+    x = r(both, seeds=[3, 4]); Ks = [min(52, *suggested_K(im, faces64, [s])) for im,s in zip(both.split(1), (3, 4))]
+    assert 10 < Ks[0] < Ks[1] <= 52 and r.chosen==Ks[1] and r.title==f'restored, K = {Ks[1]}' and r.settings()['K']=='auto'
+    for i,K in enumerate(Ks): assert torch.equal(x[i:i+1], restore(both[i:i+1], faces64, K, seeds=[3+i]))
+    several = r(LIGHT, 3, samples=2)
+    assert r.chosen==Ks[0] and (several-restore(LIGHT.expand(2, -1, -1, -1), faces64, Ks[0], seeds=[3, 4])).abs().max() < 1e-5
+    quick = Restorer(faces64, K=AUTO, steps=45)
+    assert quick(LIGHT, [3]).isfinite().all() and quick.chosen < 45                      # a walk of fewer steps than were asked for
+
+def test_a_chosen_K_is_on_the_sheet_and_in_the_record(faces64, tmp_path):
+    photo,faces = to_pil(torch.cat([LIGHT, HEAVY], -1)),[Face(0, 0, 64), Face(64, 0, 64)]
+    kw = dict(out=tmp_path, seed=3)
+    restore_photo(photo, Restorer(faces64, K=AUTO), 'two', faces=faces, how='face', **kw)
+    about = read_record(tmp_path/'two_restored.png')
+    assert about['K']=='auto' and len(about['chosen'])==2 and about['chosen'][0] < about['chosen'][1]
+    save_image(LIGHT, tmp_path/'one.png'); restore_file(tmp_path/'one.png', Restorer(faces64, K=AUTO), square=True, **kw)
+    about = read_record(tmp_path/'one_restored.png')
+    assert about['chosen']==min(52, *suggested_K(load_image(tmp_path/'one.png'), faces64, 3))
+    assert to_tensor(to_unit_rgb(again(about, tmp_path/'one.png', faces64))).equal(load_image(tmp_path/'one_restored.png'))
+
+def test_whose_K_is_not_chosen(tiny):
+    with pytest.raises(ValueError, match="K = 'auto' is for plain, generative, personal, closed-form; ilvr has"): Restorer(tiny, 'ilvr', K=AUTO)
+    with pytest.raises(ValueError, match="must be a plain number, not '5,10'"): Restorer(tiny, K=AUTO, steps='5,10')
+    her = Restorer(tiny, 'personal', K=AUTO, album=torch.cat([y, y.flip(-1)]), tuning=QUICK)
+    her(torch.cat([y, -y]), 3); assert her.prior_for(y) is her.person and her.chosen<=her.top==recipe_arguments('personal', y, tiny)['K']
 
 def test_generative(tiny):
     r = Restorer(tiny, 'generative', K=20, n=2, album_steps=8, every=2, tuning=QUICK); before = tiny.fingerprint()

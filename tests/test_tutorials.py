@@ -7,21 +7,29 @@ ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT/'nbs'/'tutorials').glob('*.ipynb'))
 def cells(p, kind): return [''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
 
+def prose(p): return p.read_text(encoding='utf-8') if p.suffix=='.md' else '\n'.join(cells(p, 'markdown'))
+def headings(p):
+    "Anchors as Jupyter writes them for a notebook, GitHub for a text."
+    found = re.findall(r'^#+ (.+)$', prose(p), re.M)
+    return [re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') if p.suffix=='.md' else h.replace(' ', '-') for h in found]
+
 def test_there_are_six(): assert [p.stem[0] for p in TUTORIALS]==list('123456')
 
 @pytest.mark.parametrize('path', TUTORIALS, ids=lambda p: p.stem)
 def test_shape(path):
-    prose,code = '\n'.join(cells(path, 'markdown')),cells(path, 'code')
-    assert f'colab.research.google.com/github/gen2res/gen2res/blob/main/nbs/tutorials/{path.name}' in prose
+    text,code = prose(path),cells(path, 'code')
+    assert f'colab.research.google.com/github/gen2res/gen2res/blob/main/nbs/tutorials/{path.name}' in text
     assert 'pip' in code[0] and 'find_spec' in code[0]
-    assert prose.count('<details><summary>Answer</summary>')>=3 and prose.count('<details>')==prose.count('</details>')
-    assert any('assert' in c for c in code) and 'In depth:' in prose
+    assert text.count('<details><summary>Answer</summary>')>=3 and text.count('<details>')==text.count('</details>')
+    assert any('assert' in c for c in code) and 'In depth:' in text
 
 @pytest.mark.parametrize('path', [*TUTORIALS, *sorted((ROOT/'nbs').glob('*.ipynb')), ROOT/'README.md'], ids=lambda p: p.stem)
 def test_links_lead_somewhere(path):
-    text = path.read_text(encoding='utf-8') if path.suffix=='.md' else '\n'.join(cells(path, 'markdown'))
-    for link in re.findall(r'\]\(([^)\s]+)\)', text):
-        if not link.startswith(('http', '#')): assert (path.parent/link.split('#')[0]).exists(), link
+    for link in re.findall(r'\]\(([^)\s]+)\)', prose(path)):
+        if link.startswith('http'): continue
+        file,_,heading = link.partition('#'); there = path.parent/file if file else path
+        assert there.exists(), link
+        if heading: assert heading in headings(there), link
 
 def test_the_curtain_survives_the_export():
     from nbconvert import HTMLExporter
