@@ -15,10 +15,9 @@ from gen2res.faces import find_faces, marked
 from gen2res.images import ImageError, as_picture, grid, list_images, load_photo, resize, save_image
 from gen2res.prior import PriorError, load_prior
 from gen2res.pseudo import pseudo_numbers
-from gen2res.restore import NOTICE, OWN, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file
+from gen2res.restore import NOTICE, OWN, RECIPES, Restorer, damaged_astronaut, read_face, recipe_arguments, restore_file, suggested_K
 from gen2res.restorers import OnePass, RESTORER_PRESETS, adapt, load_restorer, save_restorer
-from gen2res.sample import generate
-from gen2res.schedule import suggest_K
+from gen2res.sample import counted, generate
 from gen2res.tune import PRESETS, load_person, save_person, tune, tuning_for
 
 try: import spaces; on_gpu = spaces.GPU(duration=120)               # on a Space: borrow a GPU for so many seconds
@@ -127,8 +126,7 @@ def suggested(photo, request:gr.Request=None, progress=gr.Progress()):
     "K at which photo and restoration can no longer be told apart (Gen2Res Eq. 9)."
     with work(request, progress) as watch:
         y,_ = read_face(needed(photo, 'Choose a photo'), prior().side)
-        x = Restorer(prior(), watch=watch)(y)
-    return suggest_K(prior().schedule, x.cpu(), y)[0]
+        return suggested_K(y, prior(), callback=counted(watch, 'judging the damage', default_K('plain')))[0]
 
 def _box(text):
     if not (text or '').strip(): return None

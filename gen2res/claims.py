@@ -9,21 +9,21 @@ __all__ = ['DAMAGES', 'REAL', 'JOBS', 'SEEN', 'TUNING', 'ALBUM', 'KS', 'FREE', '
            'person_job', 'album_job', 'tuned_album_job', 'shown_job', 'kept', 'Claims', 'made_job', 'own_draws',
            'portrait_jobs', 'person_jobs', 'claim_K', 'claim_detail', 'claim_guidance', 'claim_scale', 'identity_jobs',
            'claim_identity', 'claim_albums', 'seed_jobs', 'claim_seeds', 'claim_sizes', 'claim_crowd', 'claim_damages',
-           'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'passes',
-           'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes', 'our_plans', 'claim_plans',
-           'claim_softness', 'claim_fast_own', 'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
+           'claim_old', 'cats', 'cat_job', 'claim_cats', 'untuned_job', 'untuned_jobs', 'claim_untuned', 'auto_job',
+           'claim_auto', 'passes', 'in_turns', 'claim_preset', 'claim_preset_own', 'plans', 'plan_passes', 'our_plans',
+           'claim_plans', 'claim_softness', 'claim_fast_own', 'claim_adapter', 'claim_fast', 'walk_jobs', 'claim_walks']
 
 # %% ../nbs/20_claims.ipynb #bd5f171d
 import json
 from functools import lru_cache
 import numpy as np, torch
 from .album import ALBUM_EVERY, album_K, generative_album, guide_scale
-from .bench import Bench, data_hash, portraits, source
+from .bench import LADDERS, Bench, data_hash, portraits, source
 from .explore import SCORES, compared, detail, scores
 from .degrade import degrade
 from .images import ImageError, resize
 from .metrics import at_hand
-from .restore import At, Restorer, restore
+from .restore import AUTO, PAPER_K, At, Restorer, restore
 from .sample import ddim, ddpm, dpmpp
 from .tune import PRESETS, tune
 from .untuned import AlbumMean, SharedPrior
@@ -352,6 +352,23 @@ def claim_untuned(b, people=range(8), damages=('camera',)):
     "Rows: free, tuned, and constrained without tuning."
     for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, MADE, damage=d)
 
+# %% ../nbs/20_claims.ipynb #cb45812f
+def auto_job(b, damage, fixed, n, Ks): # damage, fixed: of degrade
+    "Portraits restored from every K of `Ks`, at 256 pixels, or AUTO: photos x Ks x 3 x S x S."
+    truth = _spread(portraits(b.data, 'val', b.prior.side)['images'], n); y = degrade(truth, damage, seeds=0, **fixed)
+    walk = lambda K: Restorer(b.prior, K=K if K==AUTO else At(256, b.prior).t(K))(y, seeds=0).cpu()
+    return dict(y=y, truth=truth, x=torch.stack([walk(K) for K in Ks], 1))
+
+JOBS['auto'] = auto_job
+
+def claim_auto(b, damages=tuple(LADDERS), strengths=(1, 3, 5), n=57):
+    "Rows: every kind of damage in several strengths, all photos from the recipe's K, and each from its own."
+    steps = [(d, s, *LADDERS[d][s-1]) for d in damages for s in strengths]; names = 'recipe',AUTO
+    rs = b.results([{AUTO: dict(kind='auto', damage=d, fixed=fixed, n=n, Ks=[PAPER_K, AUTO])} for *_,d,fixed in steps], AUTO)
+    for (d,s,*_),r in zip(steps, rs):
+        yield from compared(dict(zip(('input', *names), r[AUTO].swapaxes(0, 1))), ('input', 'recipe'), damage=d, strength=s)
+
+
 # %% ../nbs/20_claims.ipynb #a48d98d7
 def passes(walked, guided, trained, steps) -> int: # steps of an album, guided ones among them, pictures trained on, steps of the restoration
     "Passes forward through the network; one back counts as two."
@@ -447,4 +464,4 @@ CLAIMS = {'K': claim_K, 'detail': claim_detail, 'guidance': claim_guidance, 'sca
           'identity': claim_identity, 'albums': claim_albums, 'sizes': claim_sizes, 'crowd': claim_crowd,
           'damages': claim_damages, 'old': claim_old, 'cats': claim_cats, 'untuned': claim_untuned, 'seeds': claim_seeds,
           'preset': claim_preset, 'preset-own': claim_preset_own, 'softness': claim_softness, 'plans': claim_plans,
-          'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks}
+          'fast': claim_fast, 'fast-own': claim_fast_own, 'adapter': claim_adapter, 'walks': claim_walks, 'auto': claim_auto}

@@ -65,8 +65,9 @@ def _person(path, p):
     return tuned
 
 def _K(asked, T): # asked: as typed, or a number, or None
-    "A number of noise steps, 'auto', or None."
-    if asked in (None, 'auto'): return asked
+    "A number of noise steps, the word auto, or None."
+    from gen2res.restore import AUTO
+    if asked in (None, AUTO): return asked
     if not str(asked).isdecimal() or not int(asked)<=T: raise ValueError(f"--K must lie in 0..{T}, or be the word auto; got {asked}")
     return int(asked)
 
@@ -88,7 +89,7 @@ def _restorer(p, recipe, generative, album, person, **kw):
         p = _person(person, p)
         if kw['K'] is None: kw['K'] = recipe_K('personal', p)
     kw['K'] = K = _K(kw['K'], p.schedule.T)
-    if K not in (None, 'auto') and K > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
+    if isinstance(K, int) and K > (most := At(256, p).t(400)): typer.echo(f'note: above K = {most} most of a face is invented', err=True)
     return Restorer(p, recipe or 'plain', **kw)
 
 def _one_pass(name, side, fidelity, device):
@@ -118,7 +119,7 @@ def restore(photos: Annotated[List[str], typer.Argument(help='Photos and folders
             K: Annotated[Optional[str], typer.Option('--K', '-k', metavar='K|auto',
                                                      help="Noise steps: more repairs more and invents more. Default: the recipe's, "
                                                           "converted to the prior's side (52 at 64 px, where from 150 on most is invented). "
-                                                          "auto: for each face as many as its damage seems to need, at most those. "
+                                                          "auto: fewer for a face that is damaged less, so that what can be read stays. "
                                                           "`gen2res explore` shows them all.")]=None,
             steps: Annotated[Optional[str], typer.Option(help='Walk the K noise levels in fewer steps: quicker and a little coarser. '
                                                               'A number, or numbers for each section of the walk, e.g. 5,10,15: the lowest noise first.')]=None,
@@ -711,7 +712,7 @@ _BENCH_HELP = ('loop: time per step of denoise over the bare network. '
                'sharp: detail kept in their faces. '
                'sides: priors of 64 and of 128 pixels on the same photos. '
                'claim-K, claim-detail, claim-softness, claim-guidance, claim-scale, claim-identity, claim-albums, claim-seeds, claim-sizes, '
-               "claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned: the first paper's claims. "
+               "claim-crowd, claim-damages, claim-old, claim-cats, claim-untuned, claim-auto: the first paper's claims. "
                'claim-preset, claim-preset-own, claim-plans, claim-fast, claim-fast-own, claim-adapter, claim-walks: '
                "what less work than the paper's costs. "
                "table-1, table-2 and so on: the second paper's tables. "

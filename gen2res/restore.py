@@ -128,15 +128,24 @@ def _album_plan(prior, preset, n, every, steps, K): # preset: its name, or None
 
 AUTO = 'auto' # a K for each photo
 
-def _choosable(recipe, steps):
-    "Can each photo have a K of its own?"
+def _choosable(recipe, prior, steps):
+    "Raises ValueError if photos cannot have a K each."
     if recipe not in ('plain', *ALBUMS): raise ValueError(f"K = 'auto' is for {', '.join(('plain', *ALBUMS))}; {recipe} has a K of its own")
+    if prior.latent: raise ValueError(f"K = 'auto' weighs damage in pixels, and {prior.name} is a prior of codes; give a number")
     if not str(steps or 1).isdigit(): raise ValueError(f"with K = 'auto' steps must be a plain number, not {steps!r}")
+
+def _highest(recipe, prior, K) -> int:
+    "The K of a restoration; for AUTO the most that it may be."
+    if isinstance(K, str) and K!=AUTO: raise ValueError(f'K must be a number or {AUTO!r}, got {K!r}')
+    if K!=AUTO: return recipe_K(recipe, prior) if K is None else K
+    known = prior.card.get('tuned')
+    return min(recipe_K('personal' if known else recipe, prior), (known or {}).get('below') or prior.schedule.T)
 
 class Restorer:
     "`Restorer(prior, 'generative')(y)`: restores photos at the prior's side by a recipe."
     shared = None # while several photos are restored; see walking
     chosen = None # with K = AUTO: the last photo's
+    known = () # with K = AUTO: what was chosen before, for the photos to come
     def __init__(self, prior, # of load_prior, or of load_person
                  recipe:str='plain', # see RECIPES and ALBUMS
                  K:int|str|None=None, # None: the recipe's; AUTO: one for each photo, see suggested_K
@@ -152,11 +161,11 @@ class Restorer:
         if recipe in OWN and album is None: raise ValueError(f'the recipe {recipe!r} needs an album; see personal_album')
         recipe_K(recipe, prior)
         if recipe in TUNED: tunable(prior)
-        if K==AUTO: _choosable(recipe, steps)
+        if K==AUTO: _choosable(recipe, prior, steps)
         self.base,self.recipe,self.K,self.steps,self.seed,self.progress,self.watch = prior,recipe,K,steps,seed,progress,watch
         self.weights = prior.fingerprint()                                                 # once: half a second for a large prior
         tuning = tuning or ('fast' if recipe=='generative' else 'all-levels')
-        top = recipe_K(recipe, prior) if K in (None, AUTO) else K
+        top = _highest(recipe, prior, K)
         preset = preset_for(prior, tuning, top) if isinstance(tuning, str) else None
         self.tuning = dict(iters=PRESETS['generative']['iters'], amp=prior.bf16) | tuning_for(prior, preset or tuning)
         self.made = (None if recipe!='generative' else
@@ -199,17 +208,27 @@ class Restorer:
         if self.recipe!='generative': return self.person or self.base
         return self._tuned(self._album(y))
 
-    def K_for(self, y, seeds) -> int: # y: of one photo, if K is AUTO
-        "Its noise steps: as given, or as suggested and at most the recipe's."
+    def _shares(self, prior):
+        "Its walks share what they need, as long as photos are restored together."
+        if self.shared: self.shared.enter_context(prior.walking())
+
+    def _suggested(self, y, seed, progress, callback):
+        self._shares(self.base)
+        steps = self._steps(paper_K(self.base)); look = counted(self.watch, 'judging the damage', steps or paper_K(self.base))
+        return suggested_K(y, self.base, [seed], steps=steps, progress=progress, callback=callback or look)[0]
+
+    def K_for(self, y, seed:int, **kw) -> int: # y: one photo; kw: progress, callback
+        "Its noise steps: as given, or as suggested and at most what is usual."
         if self.K!=AUTO: return self.top
-        look = counted(self.watch, 'judging the damage', paper_K(self.base))
-        self.chosen = min(self.top, *suggested_K(y[:1], self.base, seeded(seeds, len(y)).seeds[:1], callback=look))
+        first,*self.known = self.known or [None]
+        self.chosen = min(self.top, self._suggested(y, seed, **kw)) if first is None else first
         return self.chosen
+
+    def _steps(self, K): return min(int(self.steps), K) if self.K==AUTO and self.steps else self.steps
 
     def arguments(self, y, K):
         on = dict(constraints=[AlbumMean(self.base.encode(self.album.to(self.base.device)))]) if self.recipe=='closed-form' else {}
-        steps = min(int(self.steps), K) if self.K==AUTO and self.steps else self.steps
-        return recipe_arguments(self.recipe, y, self.base, K) | dict(steps=steps) | on
+        return recipe_arguments(self.recipe, y, self.base, K) | dict(steps=self._steps(K)) | on
 
     def __call__(self, y, # B x 3 x S x S in [-1, 1]
                  seeds=0, # one integer s (images get s, s+1, ...), or one per image
@@ -218,10 +237,9 @@ class Restorer:
                 ) -> torch.Tensor:
         walk = partial(self._walk, progress=progress, callback=callback)
         if samples and len(y)>1: raise ValueError(f'several samples are of one photo, and these are {len(y)}')
-        if samples: return walk(y.expand(samples, -1, -1, -1), self.prior_for(y), seeds)
-        if self.recipe!='generative' and self.K!=AUTO: return walk(y, self.prior_for(y), seeds)
-        rng = seeded(seeds, len(y)).seeds
-        return torch.cat([walk(im, self.prior_for(im), [s]) for im,s in zip(y.split(1), rng)])
+        if samples: return walk(y.expand(samples, -1, -1, -1), seeds)
+        if self.recipe!='generative' and self.K!=AUTO: return walk(y, seeds)
+        return torch.cat([walk(im, [s]) for im,s in zip(y.split(1), seeded(seeds, len(y)).seeds)])
 
     @contextmanager
     def walking(self):
@@ -230,9 +248,10 @@ class Restorer:
             try: yield
             finally: self.shared = None
 
-    def _walk(self, y, prior, seeds, progress, callback):
-        a = self.arguments(y, self.K_for(y, seeds))
-        if self.shared and self.recipe!='generative': self.shared.enter_context(prior.walking())   # there each photo has a prior of its own
+    def _walk(self, y, seeds, progress, callback): # y: samples of one photo, where photos differ in K or prior
+        K = self.K_for(y[:1], seeded(seeds, len(y)).seeds[0], progress=progress, callback=callback); a = self.arguments(y, K)
+        prior = self.base if K<=self.tuning.get('above', 0) else self.prior_for(y[:1])             # below that nothing is tuned
+        if self.recipe!='generative': self._shares(prior)                                          # there each photo has a prior of its own
         watch = counted(self.watch, 'restoring', len(prior.schedule.timesteps(a['K'], a['steps'])))
         return restore(y, prior, seeds=seeds, **a, progress=progress, callback=callback or watch)
 
@@ -240,7 +259,7 @@ class Restorer:
     def side(self): return self.base.side
 
     @property
-    def title(self): return f'restored, K = {self.settings()["K"] if self.chosen is None else self.chosen}'
+    def title(self): return f'restored, K = {self.top if self.chosen is None else self.chosen}'
 
     def settings(self) -> dict:
         "What determines the result, beside the photo and the seed."
@@ -278,9 +297,9 @@ def record(settings, # of Restorer.settings
            source='', how='aligned', # source: the photo's name; how: see face_square
            faces=None, # of a whole photo the squares that were restored, and kept is a list, too
            file=None, # 12 hex digits of the photo's SHA-256
-           chosen=None) -> dict: # the K of K = AUTO; of a whole photo a list
+           chosen=(None,)) -> dict: # with K = AUTO that of each square
     "What it takes to make this picture again, and the notice that it was made. Stored in the PNG, and beside it as JSON."
-    more = {k: v for k,v in dict(faces=faces, file=file, chosen=chosen).items() if v is not None}
+    more = {k: v for k,v in dict(faces=faces, file=file, chosen=None if None in chosen else list(chosen)).items() if v is not None}
     return signed(dict(settings, seed=seed, samples=samples, kept=kept, source=source, crop=how) | more)
 
 XMP = ('<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -304,7 +323,7 @@ def again(record, photo, prior, album=None) -> Image.Image: # record: of read_re
     "The picture that a record speaks of, bit for bit on the same machine."
     if 'file' in record and not isinstance(photo, torch.Tensor) and record['file']!=digest(photo):
         raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
-    r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples'])
+    r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples']); r.known = record.get('chosen', ())
     if 'faces' in record: return restored_faces(load_photo(photo), [Face(*f) for f in record['faces']], record['crop'], r, *seeds)[0]
     y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]
     return to_pil(r(y, *seeds)[record['kept']])
@@ -380,11 +399,12 @@ def restore_square(y, # 1 x 3 x side x side
                    **kw): # progress, callback
     "Restore one square and write result, sheet and record; returns the paths of the first two."
     xs = restorer(y, seed, samples, **kw).cpu(); best = most_faithful(xs, y)
-    about = record(restorer.settings(), seed, samples, best, name, how, file=file, chosen=restorer.chosen)
+    about = record(restorer.settings(), seed, samples, best, name, how, file=file, chosen=[restorer.chosen])
     return _written(xs[best:best+1], _tiles(y, xs, best, restorer.title, HOW[how], truth), about, result_paths(name, out), force)
 
 def restored_faces(photo, # of load_photo
-                   faces, how:str, restorer, seed:int=0, samples:int=1, **kw) -> tuple: # faces, how: of look_for -> (photo, [(square, samples, best, chosen K)])
+                   faces, how:str, # of look_for
+                   restorer, seed:int=0, samples:int=1, **kw) -> tuple: # (photo, [(square, samples, best, chosen K or None)])
     "The photo with its faces restored, each with the same seed; and what was made of each."
     made,done = photo.copy(),[]
     for f in faces:
@@ -401,14 +421,14 @@ def restore_photo(photo, # of load_photo
                   seed:int=0, samples:int=1, force:bool=False, file=None, names=None, **kw): # file: see record; names: of the faces, on the sheet
     "Restore the faces of a photo in their places and write result, sheet and record; returns the paths of the first two."
     made,done = restored_faces(photo, faces, how, restorer, seed, samples, **kw)
-    _,_,kept,Ks = zip(*done); chosen = None if None in Ks else list(Ks)
-    about = record(restorer.settings(), seed, samples, list(kept), name, how, [list(f) for f in faces], file, chosen)
+    _,_,kept,Ks = zip(*done)
+    about = record(restorer.settings(), seed, samples, list(kept), name, how, [list(f) for f in faces], file, Ks)
     more = f', {SHOWN} of them below'*(len(faces)>SHOWN)
     found = 'no face found' if how=='square' else f'{len(faces)} face{"s"*(len(faces)>1)}{more}'
     tiles = [(photo, f'{name}: {found}'), (made, restorer.title if len(set(Ks))==1 else 'restored')]
     for who,f,(y,xs,best,K) in list(zip(names or [f'face {i}' for i in range(len(faces))], faces, done))[:SHOWN]:
         again = _tiles(face_of(photo, f, 256), torch.cat([resize(x[None], 256) for x in xs]), best, '', f'{who}, {f.side:.0f} pixels')
-        tiles += [again[0], (face_of(made, f, 256), f'{who}, restored' + (f', K = {K}' if chosen else ''))] + (again[1:] if samples>1 else [])
+        tiles += [again[0], (face_of(made, f, 256), f'{who}, restored' + ('' if K is None else f', K = {K}'))] + (again[1:] if samples>1 else [])
     return _written(made, tiles, about, result_paths(name, out), force)
 
 def restore_example(restorer, out='restored', force:bool=False, report=print, **kw): # kw: seed, samples

@@ -111,6 +111,7 @@ def test_every_claim_makes_its_table(name, data, tiny64, tmp_path, quick, monkey
     if name=='fast-own': kw['chosen'] = 'below'
     if name=='plans': kw['bases'] = 'fast','below'
     if name=='cats': kw = dict(damages=('small',), n=2, steps=2, training=dict(iters=1, batch=1, lr=1e-4))
+    if name=='auto': kw = dict(damages=('small',), strengths=(1,), n=2)
     if name=='detail': monkeypatch.setattr('gen2res.restore.album_K', lambda prior: 4)
     if name in ('guidance','scale'): kw['steps'] = 2; monkeypatch.setattr(claims, 'ALBUM_EVERY', 1); monkeypatch.setattr(claims, 'EVERYS', (0, 1)); monkeypatch.setattr(claims, 'SCALES', (.6, 1.))
     if name=='sizes': monkeypatch.setattr(claims, 'SIZES', (1, None))

@@ -28,6 +28,15 @@ def test_the_record_makes_the_picture_again(tmp_path, faces64):
     again = restore(damaged_astronaut()[0], faces64, r['K'], r['steps'], seeds=[r['seed']])
     assert 'generative model' in text['Comment'] and (to_array(again)==to_array(load_image(tmp_path/'astronaut_restored.png'))).all()
 
+def test_K_by_the_photo(tmp_path):
+    assert run('restore', 'astronaut', '-o', tmp_path, '--K', 'auto')[0]==0
+    [K] = (about := json.loads((tmp_path/'astronaut_restored.json').read_text())['gen2res'])['chosen']
+    assert about['K']=='auto' and 10 < K < 52
+    code,out,_ = run('again', tmp_path/'astronaut_restored.png', 'astronaut'); assert code==0 and 'pixel by pixel' in out
+    for wrong in ('otto', '1001', '-1', '2.5'):
+        code,_,err = run('restore', 'astronaut', '-o', tmp_path/'no', '--K', wrong)
+        assert code and f'--K must lie in 0..1000, or be the word auto; got {wrong}' in err and not (tmp_path/'no').exists()
+
 @pytest.fixture
 def folder(tmp_path):
     d = tmp_path/'in'; d.mkdir()

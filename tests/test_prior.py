@@ -29,6 +29,16 @@ def test_published_wrappings(tiny, tmp_path, wrap, suffix):
     torch.save(wrap(tiny.model.state_dict()), tmp_path/f'a{suffix}')
     assert same(load_prior(tmp_path/f'a{suffix}', 'cpu', family=tiny.model.config), tiny)
 
+def test_the_same_weights_with_other_heads_are_another_prior(tiny, tmp_path):
+    torch.save(tiny.model.state_dict(), tmp_path/'a.pth')
+    as_ = lambda **kw: load_prior(tmp_path/'a.pth', 'cpu', family=tiny.model.config | kw).fingerprint()
+    heads = [dict(num_heads=h, num_head_channels=-1, use_new_attention_order=new) for h in (1, 2) for new in (False, True)]
+    assert len({as_(**kw) for kw in heads})==4 and as_()==tiny.fingerprint()
+
+def test_priors_that_come_along_keep_their_names(faces64):
+    "Their records, caches and people's files know them by it."
+    assert faces64.fingerprint()=='5af336043580' and load_prior('faces128', 'cpu').fingerprint()=='1eab9b4660f0'
+
 def test_half_precision_and_plain_safetensors(tiny, tmp_path):
     save_file({k: v.half() for k,v in tiny.model.state_dict().items()}, tmp_path/'a.safetensors')
     back = load_prior(tmp_path/'a.safetensors', 'cpu', family=tiny.model.config)

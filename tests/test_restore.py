@@ -65,10 +65,39 @@ def test_a_chosen_K_is_on_the_sheet_and_in_the_record(faces64, tmp_path):
     assert about['K']=='auto' and len(about['chosen'])==2 and about['chosen'][0] < about['chosen'][1]
     save_image(LIGHT, tmp_path/'one.png'); restore_file(tmp_path/'one.png', Restorer(faces64, K=AUTO), square=True, **kw)
     about = read_record(tmp_path/'one_restored.png')
-    assert about['chosen']==min(52, *suggested_K(load_image(tmp_path/'one.png'), faces64, 3))
+    assert about['chosen']==[min(52, *suggested_K(load_image(tmp_path/'one.png'), faces64, 3))]
     assert to_tensor(to_unit_rgb(again(about, tmp_path/'one.png', faces64))).equal(load_image(tmp_path/'one_restored.png'))
 
+def test_a_result_is_made_again_from_the_K_that_was_chosen(faces64, monkeypatch):
+    made = Restorer(faces64, K=AUTO)(LIGHT, 3)
+    monkeypatch.setattr('gen2res.restore.suggest_K', lambda *a, **kw: pytest.fail('judged anew'))
+    about = json.loads(record(Restorer(faces64, K=AUTO).settings(), 3, chosen=[36])['gen2res'])
+    assert again(about, LIGHT, faces64).size==(64, 64)
+    r = Restorer(faces64, K=AUTO); r.known = [20, 30]
+    assert torch.equal(r(torch.cat([LIGHT, LIGHT]), [3, 3])[1:], restore(LIGHT, faces64, 30, seeds=[3])) and r.chosen==30 and made.shape==LIGHT.shape
+
+def test_nothing_is_tuned_for_a_photo_that_the_tuning_would_not_touch(faces64, monkeypatch):
+    monkeypatch.setattr('gen2res.restore.suggest_K', lambda *a: [10])
+    monkeypatch.setattr('gen2res.restore.generative_album', lambda *a, **kw: pytest.fail('an album for nothing'))
+    r = Restorer(faces64, 'generative', K=AUTO, steps=5)
+    assert r.tuning['above'] > 10 and torch.equal(r(LIGHT, [3]), restore(LIGHT, faces64, 10, 5, seeds=[3]))
+
+def test_judging_takes_the_steps_that_were_asked_for_and_can_be_watched(faces64):
+    seen = []
+    Restorer(faces64, K=AUTO, steps=4, watch=lambda stage, done, of: seen.append((stage, done, of)))(LIGHT, [3])
+    assert seen==[(s, i+1, 4) for s in ('judging the damage', 'restoring') for i in range(4)]
+
+def test_the_most_that_is_chosen_for_a_person(tiny):
+    her = tune(tiny, y, **QUICK); personal = recipe_arguments('personal', y, tiny)['K']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert Restorer(her, K=AUTO).top==personal < Restorer(tiny, K=AUTO).top
+        her.card['tuned']['below'] = 2; assert Restorer(her, K=AUTO).top==2
+
 def test_whose_K_is_not_chosen(tiny):
+    with pytest.raises(ValueError, match="K must be a number or 'auto', got '52'"): Restorer(tiny, K='52')
+    codes = copy.copy(tiny); codes.latent = True
+    with pytest.raises(ValueError, match='tiny is a prior of codes'): Restorer(codes, K=AUTO)
     with pytest.raises(ValueError, match="K = 'auto' is for plain, generative, personal, closed-form; ilvr has"): Restorer(tiny, 'ilvr', K=AUTO)
     with pytest.raises(ValueError, match="must be a plain number, not '5,10'"): Restorer(tiny, K=AUTO, steps='5,10')
     her = Restorer(tiny, 'personal', K=AUTO, album=torch.cat([y, y.flip(-1)]), tuning=QUICK)
