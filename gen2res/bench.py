@@ -497,7 +497,7 @@ def _ladder(m, worse, truth) -> tuple: # -> values and their intervals (3 x stre
 def metric_order(data, names=None, n=None): # names: None is all that can run here; n: only the first n pictures
     "Rows of metrics.csv, as they are measured: each metric against each damage's strength."
     truth = load_faces(data, 'faces_val_64.npz')['images'][:n]
-    ms = [metric(k) for k in names or [k for k in at_hand(*METRICS) if k!='ms_ssim']] # ms_ssim needs 161 pixels
+    ms = [metric(k) for k in names or at_hand(*METRICS, side=truth.shape[-1])]
     for damage,ladder in LADDERS.items():
         worse = [degrade(truth, recipe, seeds=0, **fixed) for recipe,fixed in ladder]
         for m in ms:
@@ -510,8 +510,7 @@ def metric_order(data, names=None, n=None): # names: None is all that can run he
 def metric_times(names=None, n:int=100, side:int=64):
     "Lines of text: seconds per 100 pictures, of every metric that can run here."
     x = torch.rand(n, 3, side, side)*2-1; y = (x+.1*torch.randn_like(x)).clamp(-1, 1)
-    for name in at_hand(*names or METRICS):
-        if name=='ms_ssim': continue
+    for name in at_hand(*names or METRICS, side=side):
         m = metric(name); run = lambda: m.dataset(x, y) if m.kind=='set' else m(x, y) if m.kind=='pair' else m(x)
         run(); yield f'{name:9} {100/n*timed(run):8.3f} s per 100 pictures of {side} pixels'
 

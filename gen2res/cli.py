@@ -32,7 +32,7 @@ def one_line(*more, end=str): # more: other exceptions; end(): what to add
     "What goes wrong in here ends the command with one line."
     try: yield
     except typer.Exit: raise                                            # a RuntimeError, too
-    except (ValueError, OSError, RuntimeError, *more) as e: stop((str(e) or type(e).__name__).splitlines()[0]+end())
+    except (ValueError, OSError, RuntimeError, MemoryError, *more) as e: stop((str(e) or type(e).__name__).splitlines()[0]+end())
 
 def _prior(name, device, bf16=False):
     "The prior, or one line and the end."

@@ -178,7 +178,7 @@ def yunet(image, low:int=24, file=None): # low: pixels of the smallest box; file
                          'the detector yunet needs face_detection_yunet_2023mar.onnx of github.com/opencv/opencv_zoo (MIT) in this place')
     net = cv2.FaceDetectorYN.create(str(file), '', tuple(image.shape[:-3:-1]), score_threshold=.6)
     _,found = net.detect(np.ascontiguousarray(to_array(image)[...,::-1]))
-    faces = [by_eyes(f[4:6], f[6:8], support=99, score=float(f[14])) for f in (found if found is not None else []) if f[2]>=low]
+    faces = [by_eyes(f[4:6].tolist(), f[6:8].tolist(), support=99, score=float(f[14])) for f in (found if found is not None else []) if f[2]>=low]
     return sorted(faces, key=lambda f: -f.score)
 
 DETECTORS = {'cascade': cascade, 'yunet': yunet} # each: photo -> rough faces in its pixels, best first
@@ -288,7 +288,7 @@ def paste_back(photo, # 1 x 3 x H x W in [-1, 1]
     restored = restored.to(photo)
     if torch.equal(restored, shown): return photo
     change = in_its_colours(as_sharp(restored, shown)-shown, shown, mask)*mask
-    if face.side<S: change = resize(change, max(1, round(face.side)))                 # a small face: the answer is finer than the photo
+    if face.side<S: change = 2*resize(change/2, max(1, round(face.side)))     # a small face: the answer is finer; halved, for changes go to 2
     rows,cols = _box(face, *photo.shape[-2:])
     out = photo.clone()
     out[...,rows,cols] += _sampled_square(change, face, rows, cols, 'zeros' if ramp else 'border')
@@ -366,8 +366,9 @@ def look_for(photo:Image.Image, which:str='all', box=None, **kw) -> tuple: # box
     if box: return [boxed(photo, *box)],'box'
     if which=='centre': return [whole(photo)],'centre'
     faces,(w,h) = find_faces(photo, **kw),photo.size
+    if faces: asked = chosen(faces, which)
     if len(faces)==1 and _is_aligned(faces[0], h, w): return [whole(photo)],'aligned'
-    if faces: return chosen(faces, which),'face'
-    if max(w, h)<1.1*min(w, h): return [whole(photo)],'square'                        # taken for a face too damaged to be found
+    if faces: return asked,'face'
+    if max(w, h)<1.1*min(w, h): return chosen([whole(photo)], which),'square'         # taken for a face too damaged to be found
     lies = ' (one is found when the photo is turned: it seems to lie on its side)' if _on_its_side(photo, **kw) else ''
     raise NoFace(f'no face found{lies}; --box x,y,w,h (pixels, around the head) says where one is, --face centre takes the middle')

@@ -66,8 +66,9 @@ def to_rgb(im:Image.Image, # any mode
           ) -> Image.Image:
     "Any Pillow picture as plain RGB, 8 bits."
     if im.mode[0] in 'IF': return Image.fromarray((_deep(im)*255).round().astype(np.uint8))
-    alpha = im.convert('RGBA').getchannel('A') if im.has_transparency_data else None
-    rgb = _srgb(im if im.mode in ('RGB', 'CMYK', 'L') else im.convert('RGB')).convert('RGB')
+    with warnings.catch_warnings(action='ignore'): # a palette that is partly transparent is nothing to warn of
+        alpha = im.convert('RGBA').getchannel('A') if im.has_transparency_data else None
+        rgb = _srgb(im if im.mode in ('RGB', 'CMYK', 'L') else im.convert('RGB')).convert('RGB')
     if alpha: rgb = Image.composite(rgb, Image.new('RGB', rgb.size, 'white'), alpha)      # on white paper
     return rgb
 
@@ -171,7 +172,7 @@ def square(x, # B x C x H x W
 def png_text(path, key:str) -> str|None:
     "A text stored in a PNG; None if it is not there, or the file is something else."
     try:
-        with Image.open(path) as im: return getattr(im, 'text', {}).get(key)
+        with warnings.catch_warnings(action='ignore'), Image.open(path) as im: return getattr(im, 'text', {}).get(key)
     except Exception: return None                                             # whoever reads the picture next says what is wrong
 
 def check_folder(folder):
@@ -204,7 +205,7 @@ def each_file(paths, do, # do(path) for each picture
     if not files: raise ImageError(f'{", ".join(map(str, paths))}: no pictures here')
     for path in tqdm(files, disable=not progress, unit='photo'):
         try: do(path)
-        except (ImageError, OSError, RuntimeError) as e: failed.append(path); report(f'failed: {_why(path, e)}')   # RuntimeError: memory ran out, most of all
+        except (ImageError, OSError, RuntimeError, MemoryError) as e: failed.append(path); report(f'failed: {_why(path, e)}')
     return failed
 
 # %% ../nbs/00_images.ipynb #dc2d85a5
@@ -277,9 +278,14 @@ class ImageRNG:
 
     def __len__(self): return len(self.gens)
 
+    def checked(self, x): # B x ...
+        "Itself. Raises ValueError unless there is one for each image."
+        if len(x)!=len(self): raise ValueError(f'{len(x)} images but {len(self)} seeds: one seed per image')
+        return self
+
     def randn_like(self, x): # B x ..., B = number of seeds
         "Standard normal noise of `x`'s shape, type and device; row i comes from generator i alone."
-        if len(x)!=len(self): raise ValueError(f'{len(x)} images but {len(self)} seeds: one seed per image')
+        self.checked(x)
         draw = lambda g: torch.randn(x.shape[1:], generator=g)
         noise = torch.stack(list((_threads().map if x.numel()>MANY and len(x)>1 else map)(draw, self.gens)))
         return sent(noise.to(x.dtype), x.device)

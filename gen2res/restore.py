@@ -239,7 +239,7 @@ class Restorer:
         if samples and len(y)>1: raise ValueError(f'several samples are of one photo, and these are {len(y)}')
         if samples: return walk(y.expand(samples, -1, -1, -1), seeds)
         if self.recipe!='generative' and self.K!=AUTO: return walk(y, seeds)
-        return torch.cat([walk(im, [s]) for im,s in zip(y.split(1), seeded(seeds, len(y)).seeds)])
+        return torch.cat([walk(im, [s]) for im,s in zip(y.split(1), seeded(seeds, len(y)).checked(y).seeds)])
 
     @contextmanager
     def walking(self):

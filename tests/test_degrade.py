@@ -2,7 +2,7 @@
 import io, json, math
 import numpy as np, pytest, torch
 from PIL import Image
-from gen2res.degrade import (CLASSIC, ISO, RECIPES, Recipe, bayer, camera, classic, colour_matrix, degrade, degrade_files, degrade_one, demosaic, draw_camera, draw_classic,
+from gen2res.degrade import (CLASSIC, ISO, RECIPES, Recipe, bayer, camera, classic, colour_matrix, convolve, degrade, degrade_files, degrade_one, demosaic, draw_camera, draw_classic,
                              file_seed, from_linear, jpeg, kernel, path, recipe_of, sensor_noise, small, to_linear)
 from gen2res.images import ImageError, astronaut, load_image, save_image, to_array, to_pil
 
@@ -29,8 +29,8 @@ def test_classic_ranges(preset, side):
     draws = [draw_classic(gen(s), side, preset) for s in range(400)]
     for (lo,hi),k,scale in zip(CLASSIC[preset], ('sigma', 'r', 'delta', 'q'), (side/512, side/512, 1, 1)):
         v = [d[k] for d in draws]
-        assert max(v)<=hi*scale+1e-9 and min(v)>=min(lo*scale, .8)-1e-9
-        assert max(v)>(lo+.97*(hi-lo))*scale and min(v)<max((lo+.03*(hi-lo))*scale, .81)
+        assert max(v)<=hi*scale+1e-9 and min(v)>=min(lo*scale, lo, 1)-1e-9
+        assert max(v)>(lo+.97*(hi-lo))*scale and min(v)<max((lo+.03*(hi-lo))*scale, min(lo, 1)+.01)
 
 def test_nothing_drawn_is_nothing_done():
     x = astronaut(64)
@@ -76,6 +76,24 @@ def test_kernel_sums_to_one_and_is_as_long_as_said(straight):
     steps = p.diff(dim=0).norm(dim=1).sum()
     assert abs(steps-20) < 1 and (not straight or (p[-1]-p[0]).norm() > 19)
 
+@pytest.mark.parametrize('straight', [True, False])
+def test_long_paths_leave_no_gaps(straight):
+    p = path(gen(3), 400., straight); k = kernel(p)
+    assert p.diff(dim=0).norm(dim=1).max() < .6 and abs(p.diff(dim=0).norm(dim=1).sum()-400) < 8
+    along = k.amax((2 if k.amax(2).count_nonzero()>k.amax(3).count_nonzero() else 3))[0,0]; there = along[along>.5*along.median()]
+    assert not straight or there.min() > .8*there.median()                               # a line, and not a row of spots
+
+def test_large_kernels_are_applied_as_small_ones_are(monkeypatch):
+    x,k = torch.randn(2, 3, 30, 50),kernel(path(gen(3), 60., False)); quick = convolve(x, k)
+    monkeypatch.setattr('gen2res.degrade.LARGE', 1000); assert k.shape[-1]>=64/2 and quick.shape==x.shape
+    monkeypatch.setattr('gen2res.degrade.LARGE', 1); by_spectrum = convolve(x, k)
+    monkeypatch.setattr('gen2res.degrade.LARGE', 1000); assert (by_spectrum-convolve(x, k)).abs().max() < 1e-5
+
+def test_codeformers_draws_never_enlarge(): assert all(RECIPES['classic'].draw(gen(s), 64, 'codeformer')['r']>=1 for s in range(40))
+
+def test_one_seed_a_picture():
+    with pytest.raises(ValueError, match='3 images but 2 seeds'): degrade(astronaut(32).expand(3, -1, -1, -1), 'jpeg', seeds=[1, 2])
+
 def test_small_is_that_small():
     assert torch.equal(small(astronaut(64), gen(), 25), degrade(astronaut(64), 'small:25'))
     assert all(25<=RECIPES['small'].draw(gen(s), 128)['pixels']<=64 for s in range(50))
@@ -116,6 +134,8 @@ def test_a_killed_call_goes_on(tmp_path):
     said = []; assert go()==[] and len(said)==2
     first,written = note.read_bytes(),made.stat().st_mtime_ns; note.unlink(); (tmp_path/'out/b.png').unlink(); said.clear()
     assert go()==[] and note.read_bytes()==first and made.stat().st_mtime_ns==written and said==[tmp_path/'out/b.png']
+    (tmp_path/'in/a.png').unlink(); assert go(force=True)==[] and set(json.loads(note.read_text())['files'])=={'a','b'}    # a.png is there still
+    (tmp_path/'in/b.png').rename(tmp_path/'in/a.png'); save_image(astronaut(40), tmp_path/'in/b.png'); written = made.stat().st_mtime_ns
     note.unlink(); assert len(go(seed=1))==2 and made.stat().st_mtime_ns==written            # asked for something else, it is not replaced
 
 @pytest.mark.parametrize('v', [-800, float('nan'), float('inf')])

@@ -1,5 +1,5 @@
 "Faces in photos: found, cut upright, put back."
-import math, subprocess, sys, types
+import json, math, subprocess, sys, types
 from functools import lru_cache
 import numpy as np, pytest, torch
 from PIL import Image
@@ -103,6 +103,11 @@ def test_a_change_arrives_where_it_was_made(side):
     seen = (w*xs).sum()/w.sum(),(w*ys).sum()/w.sum()
     assert math.dist(seen, at(40/64-.5, 24/64-.5)) < .02*side+.5
 
+def test_a_small_face_may_change_from_white_to_black():
+    p = torch.zeros(1, 3, 100, 100)-.8; f = Face(30, 30, 40); p[...,48:52,30:70] = 1
+    y = align(p, f, 64); dark = torch.where(y>-.6, torch.full_like(y, -.8), y)
+    assert paste_back(p, dark, f, ramp=0.)[...,49:51,45:55].mean() < -.5
+
 def test_nothing_outside_the_square_and_no_edge():
     p = photo(); y = paste_back(p, -align(p, TURNED, 64), TURNED); d = (y-p).abs().amax(1)[0]
     xs,ys = zip(*corners(TURNED))
@@ -162,6 +167,10 @@ def test_where_to_look():
     [f],how = look_for(im); assert how=='face' and off(f)<.15
     assert look_for(to_pil(astronaut(256)))==([Face(0, 0, 256)], 'aligned') and look_for(to_pil(resize(astronaut(5), 128)))==([Face(0, 0, 128)], 'square')
     rocket = Image.fromarray(data.rocket())
+    for aligned in (to_pil(astronaut(256)), to_pil(resize(astronaut(5), 128))):              # what is asked for is there, or said not to be
+        assert look_for(aligned, '0')[0]==look_for(aligned, 'largest')[0]==[whole(aligned)]
+        for which in ('7', 'larges'):
+            with pytest.raises(ImageError, match=f'--face {which}: not one of those found here .0.'): look_for(aligned, which)
     with pytest.raises(ImageError, match='no face found; --box'): look_for(rocket)
     assert look_for(rocket, 'centre')==([whole(rocket)], 'centre') and whole(rocket).side==min(rocket.size)
     [b],how = look_for(im, box=(160, 35, 130, 140)); assert how=='box' and off(b)<.15           # refined by the aligner
@@ -205,6 +214,7 @@ def test_yunet_speaks_in_eyes(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'cv2', cv2); weights = tmp_path/'w.onnx'; weights.touch()
     wide = photo()[...,:400,:]
     [f] = yunet(wide, 20, weights)                                            # the tiny one is left out
+    assert json.loads(json.dumps(list(f)))==list(f)                           # it goes into the record
     assert off(f)<1e-4 and f.score==pytest.approx(.9) and seen['size']==(512, 400) and seen['shape']==((400, 512, 3), to_array(wide)[0,0][::-1].tolist())
 
 @pytest.mark.parametrize('x,y', [(-60, 40), (40, -60), (240, 240)])

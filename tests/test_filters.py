@@ -1,6 +1,6 @@
 "phi_N, to the last digit."
 import numpy as np, pytest, torch
-from gen2res.filters import FILTERS, box, lowpass, mirror, nearest_factor, shrink
+from gen2res.filters import FILTERS, blur, box, lowpass, mirror, nearest_factor, shrink
 from conftest import DATA
 
 @pytest.mark.parametrize('kind', ['noise', 'smooth'])
@@ -18,6 +18,11 @@ def test_mirror_repeats_the_edge():
 def test_differentiable_and_of_the_same_shape(name):
     x = torch.randn(2,3,32,48, requires_grad=True); y = FILTERS[name](x, 8); y.sum().backward()
     assert y.shape==x.shape and x.grad.isfinite().all()
+
+@pytest.mark.parametrize('sigma', [5., 6., 12.])
+def test_wide_blurs_are_the_same_in_two_passes(sigma, monkeypatch):
+    x = torch.randn(1, 3, 40, 56); quick = blur(x, sigma)
+    monkeypatch.setattr('gen2res.filters.WIDE', 1000); assert (quick-blur(x, sigma)).abs().max() < 1e-5 and torch.equal(blur(x, 0), x)
 
 def test_N_must_divide():
     with pytest.raises(ValueError, match='must divide'): lowpass(torch.zeros(1,3,30,32), 4)

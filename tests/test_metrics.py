@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from gen2res import metrics as M
 from gen2res.degrade import degrade
 from gen2res.images import astronaut, save_image
-from gen2res.metrics import METRICS, MetricError, compare, frechet, interval, jackknife, left_out, metric, place, statistics
+from gen2res.metrics import METRICS, MetricError, at_hand, compare, frechet, interval, jackknife, left_out, metric, place, statistics
 
 OFFLINE = [n for n,e in METRICS.items() if e.weights is None]
 x = astronaut(64)
@@ -59,12 +59,28 @@ def test_frechet_is_the_closed_form():
     (lambda: metric('psnr')(x[0], x), 'expected pictures B x 3 x H x W'),
     (lambda: metric('ssim')(x*float('nan'), x), 'ssim: picture 0 holds values that are not numbers'),
     (lambda: metric('ssim')(x, torch.cat([x, x/0])), 'true picture 1 holds'),
-    (lambda: metric('ms_ssim')(x, x), 'needs pictures of at least 161 pixels'),
+    (lambda: metric('ms_ssim')(x, x), 'ms_ssim: needs pictures of at least 176 pixels a side, got 64 x 64'),
     (lambda: frechet(statistics(torch.rand(9, 3)), statistics(torch.rand(9, 4))), 'cannot be compared'),
     (lambda: M.read_statistics('/nowhere.npz'), 'not an .npz with arrays mu and sigma')])
 def test_one_line(call, line):
     with pytest.raises(MetricError, match=line) as e: call()
     assert '\n' not in str(e.value)
+
+def test_small_pictures_are_not_asked_what_they_cannot_answer(monkeypatch):
+    monkeypatch.setitem(METRICS, 'niqe', METRICS['niqe']._replace(make=lambda d: lambda x: x.mean((1,2,3))))
+    monkeypatch.setattr(M, 'can_run', lambda name: '')
+    with pytest.raises(MetricError, match='niqe: needs pictures of at least 96 pixels a side, got 64 x 64'): M.Metric('niqe')(x)
+    assert M.Metric('niqe')(torch.zeros(2, 3, 96, 120)).shape==(2,)
+    assert [at_hand('psnr', 'ms_ssim', 'niqe', side=s) for s in (64, 96, 176)]==[('psnr',), ('psnr', 'niqe'), ('psnr', 'ms_ssim', 'niqe')]
+    assert M.Metric('ms_ssim')(torch.rand(1, 3, 176, 176), torch.rand(1, 3, 176, 176)).isfinite().all()
+
+def test_faces_are_compared_as_squares():
+    with pytest.raises(ValueError, match='aligned squares, and these pictures are 48 x 32'): M.arcface_cut(torch.zeros(1, 3, 32, 48))
+    with pytest.raises(ValueError, match='aligned squares'): M._moved(lambda c: [(0., 0.)], 32)(torch.zeros(1, 3, 32, 48), torch.zeros(1, 3, 32, 48))
+
+def test_a_reference_of_nans_is_refused(tmp_path):
+    np.savez(tmp_path/'r.npz', mu=np.full(3, np.nan), sigma=np.eye(3))
+    with pytest.raises(MetricError, match='holds values that are not numbers'): M.read_statistics(tmp_path/'r.npz')
 
 @pytest.mark.parametrize('name', [n for n,e in METRICS.items() if e.weights])
 def test_without_weights_it_says_so_at_once(name, hub):
