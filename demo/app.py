@@ -50,15 +50,21 @@ def paths(payload):
     "What a page holds in files, as it came. (gradio's own reading would decode every picture, leave a stub beside every file, and name the server's folders.)"
     return payload and (payload.path if hasattr(payload, 'path') else [p.path for p in payload.root if p])
 
-def keep(*files):
+def keep(request:gr.Request, *files):
     "What an open page holds in files is made young again, and so not deleted."
-    for f in files:
+    for f in [str(folder(request)), *files]:
         for p in [f] if isinstance(f, str) else f or []:
             with suppress(OSError): os.utime(p)                         # it may just have gone
 
 def forget(request:gr.Request):
     "Stop what this visitor runs, and delete what they left."
     _change(request, 'left'); cancel(request); LABS.pop(name(request), None); shutil.rmtree(folder(request), ignore_errors=True)
+
+def sweep():
+    "Forget those who came without a page, and of whom nothing was heard for a while."
+    for d in VISITORS.iterdir():
+        with suppress(OSError):
+            if time.time()-d.stat().st_mtime>AGE+TICK: LABS.pop(d.name, None); shutil.rmtree(d)
 
 class Cancelled(Exception): "The visitor pressed Cancel."
 
@@ -83,7 +89,9 @@ def stops(button, *started):
 def work(request, progress): # -> watch(stage, done, of) for the library's long work
     "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
     stop,gone,since = _word(request, 'stop'),_word(request, 'left'),{}
+    sweep()
     def watch(stage, done, of):
+        keep(request)
         if _word(request, 'stop')!=stop: raise Cancelled()
         if done==1 or stage not in since: since[stage] = time.monotonic() # the next face begins anew
         start = since[stage]
@@ -97,7 +105,7 @@ def work(request, progress): # -> watch(stage, done, of) for the library's long 
 
 def plain(e):
     "An error's line, without the server's folders."
-    return ' '.join(Path(w.strip(':')).name + ':'*w.endswith(':') if w.startswith(tempfile.gettempdir()) else w for w in str(e).splitlines()[0].split(' '))
+    return ' '.join(Path(w.strip(':')).name + ':'*w.endswith(':') if w.startswith(tempfile.gettempdir()) else w for w in (str(e) or type(e).__name__).splitlines()[0].split(' '))
 
 def needed(thing, what):
     if not thing: raise gr.Error(f'{what} first.', print_exception=False)
@@ -213,14 +221,15 @@ def _free(into, name):
 
 def _unzipped(files, into):
     "The pictures among the uploads, those inside of zip files too; names that lead out of the folder are cut off."
-    shutil.rmtree(into, ignore_errors=True); into.mkdir(parents=True)
+    shutil.rmtree(into, ignore_errors=True); into.mkdir(parents=True); many = large = 0
     for f in map(Path, files):
         if f.suffix.lower()!='.zip': shutil.copy(f, _free(into, f)); continue
         try:
             with zipfile.ZipFile(f) as z:
                 inside = [i for i in z.infolist() if not i.is_dir() and _is_picture(Path(i.filename))]
                 if any(i.flag_bits&1 for i in inside): raise ImageError(f'{f.name}: is encrypted')
-                if len(inside)>INPUTS or sum(i.file_size for i in inside)>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
+                many,large = many+len(inside),large+sum(i.file_size for i in inside)
+                if many>INPUTS or large>1e9: raise ImageError(f'{f.name}: more than {INPUTS} pictures or a gigabyte')
                 for i in inside: _free(into, Path(i.filename)).write_bytes(z.read(i))
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError) as e: raise ImageError(f'{f.name}: is not a zip, or is damaged ({e})') from None
     if len(list_images([into]))>INPUTS: raise ImageError(f'more than {INPUTS} pictures')
@@ -397,7 +406,9 @@ def build():
     return page
 
 def launch(**kw): # of Blocks.launch
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler)   # as by Ctrl-C: what visitors left is deleted
+    if threading.current_thread() is threading.main_thread():
+        for s in ('SIGTERM','SIGHUP'):                                  # as by Ctrl-C: what visitors left is deleted
+            if hasattr(signal, s): signal.signal(getattr(signal, s), signal.default_int_handler)
     page = build().queue(default_concurrency_limit=1, max_size=40); atexit.register(page.close, verbose=False)
     return page.launch(ssr_mode=False, show_error=True, max_file_size=BYTES, css=CSS, footer_links=['gradio'], **kw)
 

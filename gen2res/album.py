@@ -51,7 +51,9 @@ def as_saved(x): return torch.cat([to_tensor(to_array(im)/255.) for im in x]) # 
 # %% ../nbs/08_album.ipynb #ecf3915c
 def _name(step):
     "A step rule's name, its fixed arguments included; something that has none cannot be told from another."
-    return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}' if isinstance(step, partial) else step.__qualname__
+    if isinstance(step, partial): return f'{_name(step.func)}{step.args}{sorted(step.keywords.items())}'
+    if '<lambda>' in step.__qualname__: raise ValueError('a step rule without a name cannot be told from another; make it a function, or a partial of one')
+    return step.__qualname__
 
 def _key(y, seed, settings) -> str:
     "Hash of everything that determines one picture of an album."
@@ -98,7 +100,7 @@ def generative_album(y, # 1 x 3 x S x S in [-1, 1]: the damaged photo at the pri
         raise ValueError(f'every = {every}: a walk of {walk} steps would never be guided; choose a smaller number, or 0 if that is what you want')
     settings = dict(K=K, every=every, scale=guide_scale(prior) if scale is None else scale, last=last, norm=norm, steps=steps, step=step)
     given = {k: v for k,v in kw.items() if k not in ('progress', 'callback')}
-    hashed = settings | given | dict(step=_name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
+    hashed = settings | given | dict(step=folder and _name(step), prior=prior.fingerprint()) | (dict(bf16=True) if prior.bf16 else {})
     keys = {s: _key(y, s, hashed) for s in seeds}
     path = lambda s: Path(folder)/f'album_{s:04}.png'
     foreign = [path(s) for s in seeds if folder and is_foreign(path(s), MARK)]

@@ -30,7 +30,7 @@ from .faces import align, detect, feather, find_faces, middle, paste_back
 from .filters import lowpass
 from .images import ImageError, astronaut, list_images, load_image, load_photo, resize, seeded, square, to_pil, to_tensor
 from .metrics import METRICS, at_hand, can_run, dlib_embedder, interval, jackknife, left_out, metric, statistics as set_statistics
-from .prior import Prior, best_device, load_prior, no_memory, quick_bf16
+from .prior import Prior, best_device, load_prior, no_memory, own_random, quick_bf16
 from .pseudo import pseudo_numbers
 from .restore import At, Restorer, paper_K, restore
 from .sample import ddim, ddpm, denoise, dpmpp
@@ -215,7 +215,7 @@ def plain_training(prior, x0):
 def made_up(family:str, seed:int=0) -> Prior: # of FAMILIES
     "A prior of a published shape with weights of no meaning: as slow as the real one."
     if family not in FAMILIES: raise ValueError(f'no shape {family!r}; there are: {", ".join(FAMILIES)}')
-    with torch.random.fork_rng(): torch.manual_seed(seed); net = UNet(**FAMILIES[family])
+    with own_random('cpu'): torch.manual_seed(seed); net = UNet(**FAMILIES[family])
     for p in net.parameters():
         if not p.any() and p.ndim>1: torch.nn.init.normal_(p, std=.02, generator=torch.Generator().manual_seed(seed))   # else it would answer nothing
     return Prior(net.eval().requires_grad_(False), Schedule.linear(), net.config['image_size'], 'learned', family)

@@ -248,8 +248,10 @@ def info(metrics: Annotated[bool, typer.Option('--metrics', help='List the metri
     """
     if metrics: return _info_metrics()
     import torch
-    from gen2res.prior import PRIORS, best_device, where_is
-    typer.echo(f'gen2res {gen2res.__version__}, torch {torch.__version__}, device {best_device()}\n')
+    from gen2res.prior import PRIORS, PriorError, best_device, where_is
+    try: device = best_device()
+    except PriorError as e: device = e
+    typer.echo(f'gen2res {gen2res.__version__}, torch {torch.__version__}, device {device}\n')
     for name,e in PRIORS.items():
         size = f'{e.size_mb} MB' if e.size_mb else f"{sum(f.stat().st_size for f in where_is(name).iterdir())/1e6:.0f} MB" if where_is(name) else '?'
         typer.echo(f'{name:24} {e.side:4} px  {size:>7}  {_status(name):15} {e.family:12} {e.licence}')

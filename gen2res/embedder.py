@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from .degrade import degrade_one
 from .images import resize
-from .prior import autocast, load_net
+from .prior import autocast, load_net, own_random
 from .train import Learner, album_hash, to_unit
 
 # %% ../nbs/19_embedder.ipynb #14633d8e
@@ -174,7 +174,7 @@ def whitened(net, images, # N x 3 x 64 x 64 uint8, the training pictures
     maps = lambda x: net.layers(x)[-1].flatten(1)
     both = lambda u8: (maps(u8.float()/127.5-1) + maps(u8.float().flip(-1)/127.5-1))/2
     f = torch.cat([both(b) for b in images.split(chunk)]); mean = f.mean(0)
-    with torch.random.fork_rng():
+    with own_random('cpu'):
         torch.manual_seed(0)                                                             # the algorithm starts from random directions
         _,width,axes = torch.pca_lowrank(f-mean, net.config['dim'], center=False, niter=4)
     out = Embedder(**net.config | dict(white=True))

@@ -231,6 +231,8 @@ class NotYet(Exception):
     "A picture needs the result of `.job`, which was not tried yet."
     def __init__(self, job): super().__init__('being made ...'); self.job = job
 
+_hash = lru_cache(maxsize=2)(restorer_hash) # a large one takes a second, and every slider asks
+
 class Lab:
     "One photo, one prior, and all that was tried with them: `lab(lab.restored(K=50))['x']`. For other pictures make another one."
     callback,looks = None,False # callback(...): at every step of the work, raise to stop it; looks: see `looking`
@@ -266,7 +268,7 @@ class Lab:
         if not scale or not (every or last): every,scale,last = 0,0.,0       # never guided, whatever it is called
         return self._job('album', every=every, scale=scale, last=last, n=n, steps=self.album_steps)
 
-    def target(self, K, L, N, seed=0): return self._job('target', K=K, L=L, N=N, seed=seed, steps=self.steps, restorer=restorer_hash(self.restorer))
+    def target(self, K, L, N, seed=0): return self._job('target', K=K, L=L, N=N, seed=seed, steps=self.steps, restorer=_hash(self.restorer))
     def constrained(self, source='generative', n=16, every=5, seed=0):
         if source=='personal': of = dict(album=album_hash(to_u8(self.album[:n])), n=n, every=0)
         else: of = dict(n=n, every=every, album_steps=self.album_steps, scale=guide_scale(self.prior))
@@ -323,6 +325,11 @@ def detail(x) -> torch.Tensor: # B x 3 x H x W -> B, in dB
 # %% ../nbs/15_explore.ipynb #7b7e9a4c
 class Stopped(Exception): "Somebody pressed Stop."
 
+def _light(e):
+    "An error without the frames below it, and all the memory that they hold."
+    e.__cause__ = e.__context__ = None
+    return e.with_traceback(None)
+
 class Background:
     "Jobs done in a thread, one after the other. `.bar` shows how far it is and has a button to stop; `.join()` waits."
     def __init__(self, do, jobs=(), # do(job)
@@ -337,7 +344,6 @@ class Background:
     def start(self):
         "Go on, if there is something to do and nobody at it."
         with self.lock:
-            self.halted = False
             if self.running or not self.queue: return self
             self.running,self.thread,self.since = True,threading.Thread(target=self._work),(time.monotonic(), self.made)
         self.bar.layout.display = self.button.layout.display = None
@@ -375,13 +381,14 @@ class Background:
         with self.lock:
             self.running = bool(self.queue) and threading.main_thread().is_alive()
             self.now = self.queue.popleft() if self.running else None
+            if self.running: self.halted = False                             # the job that was to stop has stopped
             return self.running
 
     def _work(self):
         while self._take():
             try: self.do(self.now); self.made += 1
             except Stopped: pass
-            except Exception as e: self.wrong.append((self.now, e))          # a thread has nobody else to tell
+            except Exception as e: self.wrong.append((self.now, _light(e)))  # a thread has nobody else to tell
             self._tell()
             if not self.halted and (self.now==self.wanted or not self.queue): self.each()
         self.button.layout.display = 'none'                                  # nothing left to stop
@@ -426,7 +433,7 @@ def _explorer(lab, render, sweep, **controls): # render(lab, **values) -> Figure
     def draw(**values):
         try: return render(look, **values)
         except NotYet as e:
-            if work.error(e.job): raise work.error(e.job) from None
+            if work.error(e.job): raise _light(work.error(e.job)) from None
             work.first(e.job); raise
         finally: work.also(j for j in sweep(**values) if not (lab.has(j) or work.error(j)))
     box = explorer(draw, **controls)
@@ -556,21 +563,21 @@ def kl_curves_explorer(schedule, x0, photos:dict):
     return explorer(partial(render_kl, schedule, x0, photos), t=choice(range(schedule.T), 50))
 
 # %% ../nbs/15_explore.ipynb #65fceaeb
-@lru_cache(maxsize=8)
-def _samples(prior, n=8, steps=25): return generate(prior, n, steps).cpu()
+@lru_cache(maxsize=2) # a cache keeps its priors
+def _samples(prior, bf16, n=8, steps=25): return generate(prior, n, steps).cpu()
 
-@lru_cache(maxsize=8)
-def _errors(prior, ts): # -> mean squared error of the predicted picture, at each index
-    x = _samples(prior); noise = seeded(100, len(x)).randn_like(x)
+@lru_cache(maxsize=2)
+def _errors(prior, bf16, ts): # -> mean squared error of the predicted picture, at each index
+    x = _samples(prior, bf16); noise = seeded(100, len(x)).randn_like(x)
     with torch.no_grad(): return [(prior(prior.schedule.diffuse(x, t, noise).to(prior.device), t).x0.cpu().clamp(-1, 1)-x).pow(2).mean().item() for t in ts]
 
 def render_prior(prior, t:int=200, sample:int=0): # sample: 0..7
     "Figure: one of the prior's own samples, noised to index t, and what the prior sees in it; its error against t."
-    x = _samples(prior)[sample][None]; x_t = prior.schedule.diffuse(x, t, seeded(100+sample).randn_like(x))
+    x = _samples(prior, prior.bf16)[sample][None]; x_t = prior.schedule.diffuse(x, t, seeded(100+sample).randn_like(x))
     with torch.no_grad(): guess = prior(x_t.to(prior.device), t).x0.cpu().clamp(-1, 1)
     ts = tuple(int(f*(prior.schedule.T-1)) for f in (.005, .02, .05, .1, .2, .35, .5, .7, .9, 1))
     fig,[ax] = _figure({'a sample': x, f'noised, t = {t}': x_t.clamp(-2, 2)/2, 'the guess': guess}, ['error of the guess'])
-    ax.loglog(ts, _errors(prior, ts), marker='.'); ax.axvline(t, color='C1'); ax.set_xlabel('t', fontsize=8)
+    ax.loglog(ts, _errors(prior, prior.bf16, ts), marker='.'); ax.axvline(t, color='C1'); ax.set_xlabel('t', fontsize=8)
     return fig
 
 def prior_explorer(prior):

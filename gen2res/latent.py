@@ -45,8 +45,8 @@ class LatentPrior(Prior):
         "The prior of codes as `save_prior` writes it, with its autoencoder in the subfolder vae."
         folder = Path(folder)
         if folder.suffix=='.safetensors': raise PriorError(f'{folder}: a prior of codes is two networks; give a folder')
+        self.autoencoder.save(folder/'vae', torch.float16 if dtype==torch.int8 else dtype)     # first: without the other it is not taken for a prior
         save_prior(self.codes, folder, dtype)
-        self.autoencoder.save(folder/'vae', torch.float16 if dtype==torch.int8 else dtype)
         return folder
 
 # %% ../nbs/24_latent.ipynb #4d4b38b4

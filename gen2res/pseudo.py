@@ -16,7 +16,7 @@ from .album import in_batches
 from .constraints import LowFreq
 from .degrade import file_seed
 from .filters import lowpass
-from .images import ImageError, atomic, choice, explorer, is_foreign, list_images, png_text, save_image
+from .images import ImageError, atomic, check_folder, choice, explorer, is_foreign, list_images, png_text, save_image
 from .prior import weights_hash
 from .restore import At, read_face, restore, walk_from
 from .sample import counted, ddpm
@@ -91,7 +91,8 @@ def make_targets(lq, # folder or files: the photos
     "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was. The manifest in the folder names all that lie there."
     out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else [*lq]
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
-    if not files: raise ImageError(f'{lq}: no pictures here')
+    if not files: raise ImageError(f'{lq}: no ' + ('pictures here' if len(photos)>1 or photos[0].exists() else 'such file or folder'))
+    check_folder(out)
     n = pseudo_numbers(prior, K, L, N, steps); walk = walk_from(prior.schedule, n['K'], n['steps'])   # complains now, not after all photos are read
     if getattr(restorer, 'scale', 1)!=1: raise ValueError(f'{restorer.name}: enlarges {restorer.scale} times; what is adapted must keep the size')
     if n['L']<n['K'] and (side := prior.shape[-1])%n['N']: raise ValueError(f'N = {n["N"]} must divide the side that is walked, {side}')

@@ -17,7 +17,7 @@ from torch import nn
 from safetensors import safe_open
 from safetensors.torch import save
 from .degrade import degrade
-from .images import ImageError, atomic, grid, list_images, load_image, resize, save_image
+from .images import ImageError, atomic, check_folder, grid, list_images, load_image, resize, save_image
 from .metrics import metric
 from .prior import PriorError, autocast, best_device, read_state, shipped, weights_hash
 from .faces import face_cut
@@ -334,7 +334,8 @@ class RestorerTuner(Run):
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt) | self.losses.parts()
     def fixed(self):
         names = 'batch','seed','lr','iters','decay','floor','cosine','warmup','ema','amp','flips','drop_path','name'
-        return {k: getattr(self, k) for k in names} | dict(data=self.data, restorer=self.start) | self.losses.fixed()
+        about = dict(data=self.data, restorer=self.start, fidelity=self.restorer.fidelity)
+        return {k: getattr(self, k) for k in names} | about | self.losses.fixed()
 
     def batch_at(self, it):
         "Photos, targets and good photos of iteration `it`."
@@ -454,6 +455,7 @@ def adapt(restorer, lq, # of load_restorer; folder of photos, nobody knows how t
     "The whole of DT-BFR: pseudo targets of the photos, then the restorer tuned on them."
     if restorer.least>prior.side:
         raise ValueError(f'{restorer.name}: works on at least {restorer.least} pixels, {prior.name} on {prior.side}; choose a prior of that side')
+    check_folder(work)
     if not (real is None or isinstance(real, torch.Tensor)): real = _faces(real, prior.side)
     RestorerTuner(restorer, None, real, side=prior.side, iters=iters, **kw)                    # what is wrong with it is said before the long work
     all_of_us = team()

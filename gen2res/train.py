@@ -110,7 +110,7 @@ def team():
     "The processes that train together: as many as `accelerate launch` or `torchrun` started."
     from accelerate import Accelerator, InitProcessGroupKwargs
     patience = InitProcessGroupKwargs(timeout=timedelta(days=30))   # one may work for days on what the others wait for
-    no_gpu = best_device().type=='cpu'                              # unless told, each would be a team of its own there
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())     # unless told, each would be a team of its own there
     return Accelerator(device_placement=False, cpu=no_gpu, kwargs_handlers=[patience])
 
 class Diverged(ValueError, RuntimeError): # the second costs a photo, not the batch: see each_file
@@ -120,6 +120,7 @@ class Diverged(ValueError, RuntimeError): # the second costs a photo, not the ba
 class Run:
     "A training that survives being killed: its state, its log and its progress. What is trained, and on what, its subclasses say."
     device,best,spent,it = torch.device('cpu'),math.inf,0.,0
+    measured = {} # what the last validation found
     def __init__(self, out, # folder of the run; None: nothing is written, nothing can be resumed
                  iters:int, lr:float, warmup:int=0, decay:float=.35, # decay: share of the run over which the rate falls
                  floor:float=0., cosine:bool=False, # share of lr that is left at the end; fall along a cosine, not a line
@@ -136,6 +137,7 @@ class Run:
     def fixed(self) -> dict: "Settings and data that a resumed run must share."; raise NotImplementedError
     def step(self) -> float: "One iteration; returns the loss, raises Diverged before a weight is spoiled."; raise NotImplementedError
     def validate(self) -> dict|None: "Measure; keep the best."
+    def measured_on(self) -> str: "Which pictures validate: the best by others is not the best by these."; return ''
     def noted(self) -> dict: "What a line of the log says beside the loss."; return {}
     def sheet(self): "Show what it can do."
     def finish(self): "Save the result, return it."
@@ -147,21 +149,29 @@ class Run:
     def save(self):
         if not self.out: return
         state = {k: v.state_dict() for k,v in self.parts().items()}
-        with atomic(self.state_file) as f: torch.save(state | dict(it=self.it, best=self.best, spent=self.spent, fixed=self.fixed()), f)
+        about = dict(it=self.it, best=self.best, on=self.measured_on(), measured=self.measured, spent=self.spent, fixed=self.fixed())
+        with atomic(self.state_file) as f: torch.save(state | about, f)
 
     def resume(self):
         "Continue from out/state.pt if it is there and of the same run. From here on the first of a team alone writes."
         if self.out and self.state_file.exists(): self._resume()
         elif self.out and self.team.is_main_process: self._trim_log()
+        if self.team.num_processes>1: self._agreed()
         if not self.team.is_main_process: self.out = None
 
+    def _agreed(self):
+        its = self.team.gather(torch.tensor([self.it], device=self.team.device)).tolist()
+        if len({*its})>1: raise ValueError(f'the processes of this team go on at iterations {its}: they must see the same folder {self.out}')
+
     def _resume(self):
-        try: s = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        try: s = torch.load(self.state_file, map_location='cpu', weights_only=True)
+        except (OSError, MemoryError): raise                                            # nothing is said about the file
         except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
         other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, 0 if k=='above' else v)!=v]      # a state from before there was `above`
         if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
         for k,v in self.parts().items(): v.load_state_dict(s[k])
-        self.it,self.best,self.spent = s['it'],s.get('best', math.inf),s.get('spent', 0.)
+        self.it,self.spent,self.measured = s['it'],s.get('spent', 0.),s.get('measured', {})
+        if s.get('on', self.measured_on())==self.measured_on(): self.best = s.get('best', math.inf)
         if self.team.is_main_process: self._trim_log()
 
     def _trim_log(self):
@@ -342,7 +352,7 @@ class Trainer(Run):
                  **kw): # see Run
         if min(iters, batch, len(images))<1: raise ValueError(f'nothing to train: {len(images)} pictures, batch {batch}, {iters} iterations')
         super().__init__(out, iters, lr, warmup, seed=seed, **kw)
-        self.measured,self.pictures = {},album_hash(images)                   # once: a large set takes seconds
+        self.pictures,self.judges = album_hash(images),'' if val is None else album_hash(val)     # once: a large set takes seconds
         self.images,self.arch,self.val,self.batch,self.flips,self.above,self.below,self.amp,self.name = images,arch,val,batch,flips,above,below,amp,name
         self.device,self.schedule = best_device(device),schedule or Schedule.linear()
         if arch.get('bypass'): self.arch = arch | dict(T=self.schedule.T)
@@ -354,10 +364,10 @@ class Trainer(Run):
         self.avg = self.averaging(self.model)
         self.weights = loss_weights(self.schedule, min_snr, boost)
         self.opt = self._optimizer()
-        self.twin = Twin(self.model) if amp and quick_bf16(self.device) else None
+        self.resume()
+        self.twin = Twin(self.model) if amp and quick_bf16(self.device) else None     # of what was resumed, buffers included
         self.net,self.compiled,self.at_once = self.twin.net if self.twin else self.model,compile,batch
         if compile: self.net = torch.compile(self.net)
-        self.resume()
 
     def _network(self):
         "The network, tried on one noise level, so that sides which do not fit are found before the work begins."
@@ -387,6 +397,7 @@ class Trainer(Run):
         for group in self.opt.param_groups: group |= dict(capturable=False) | self.rate()      # it may come from another kind of device
 
     def parts(self): return dict(model=self.model, ema=self.avg, opt=self.opt)
+    def measured_on(self): return self.judges
     def fixed(self): # rate, length and weights of the noise levels may change on the way: that is steering
         arch = self.arch if self.arch.get('bypass') else {k: v for k,v in self.arch.items() if k!='T'}
         schedule = f'{self.schedule.name}, T = {self.schedule.T}, {self.schedule.abar.mean():.5f}'   # the last tells those of one's own apart

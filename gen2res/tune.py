@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from .album import PAPER_SIDE
 from .images import atomic, grid, resize
-from .prior import Prior, PriorError, hub_files, is_repo, load_prior, online, save_prior
+from .prior import Prior, PriorError, hub_files, is_repo, load_prior, online, own_random, save_prior
 from .sample import generate
 from .schedule import equivalent_K
 from .train import Trainer
@@ -48,6 +48,7 @@ class Experts(Prior):
     def __init__(self, coarse, fine, above:int): # two priors of one side and schedule; the noise index where the first one's part begins
         super().__init__(coarse.model, coarse.schedule, coarse.side, coarse.variance, coarse.name, coarse.card)
         self.coarse,self.fine,self.above,self.adapter = coarse,copy.copy(fine),above,getattr(coarse, 'adapter', None)
+        self.fine.quick = None                                           # what it has while it walks is the other's
 
     def __call__(self, x, t): # as of Prior; t: one index
         return (self.fine if t<self.above else self.coarse)(x, t)
@@ -151,7 +152,7 @@ def tune(prior, # of load_prior; it is not touched
     def note(trainer, loss):
         trainer.losses.append(loss)
         if callback: callback(trainer, loss)
-    with TURN,torch.random.fork_rng():    # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
+    with TURN,own_random(prior.device):    # dropout draws from the global generator: one tuning at a time, and leave the caller's alone
         return Tuner(prior, album, lora, dropout, ema, decay,
                      out=folder, iters=iters, batch=batch, lr=lr, seed=seed, flips=flips, above=above, below=below,
                      amp=prior.bf16 if amp is None else amp).run(progress, note)
@@ -234,7 +235,7 @@ def load_person(path, # a file of `save_person`, or the hub id user/repo of `pus
     if about.get('format')!=ADAPTER: return _expert(load_prior(str(path), device, half=True), path, base, device)
     base = base or load_prior(about['base'], device)
     _same_base(path, base, about['base'], about['fingerprint'])
-    with torch.random.fork_rng(): net = adapted(copy.deepcopy(base.model).float(), about['rank'])
+    with own_random(base.device): net = adapted(copy.deepcopy(base.model).float(), about['rank'])
     missing,odd = net.load_state_dict(load_file(path), strict=False)
     if odd or any('lora_' in k for k in missing): raise PriorError(f'{path}: its adapters do not fit this prior (made by another version of peft?); tune again')
     card = base.card | dict(tuned=about.get('tuned', dict(lora=about['rank'])))

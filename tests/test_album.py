@@ -41,6 +41,8 @@ def test_resumed_picture_by_picture(tiny, tmp_path, monkeypatch):
     assert drawn==[1,2] and (tmp_path/'album_0000.png').stat().st_mtime_ns==first
     drawn.clear(); assert torch.equal(made(tiny, n=5, folder=tmp_path, batch=1)[:3], whole) and drawn==[3,4]   # a larger album only adds
     drawn.clear(); made(tiny, K=19, folder=tmp_path, batch=1); assert drawn==[0,1,2]                          # other settings, other pictures
+    with pytest.raises(ValueError, match='a step rule without a name'): made(tiny, folder=tmp_path, step=lambda st: ddim(st, eta=.3))
+    assert made(tiny, step=lambda st: ddim(st, eta=.3)).shape==whole.shape
 
 def test_stopped_in_the_middle_keeps_what_was_finished(tiny, tmp_path):
     class Stop(Exception): pass

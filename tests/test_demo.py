@@ -45,6 +45,20 @@ def test_a_visitor_s_name_is_no_path(tmp_path):
     (tmp_path/'mine').mkdir(); app.forget(v := SimpleNamespace(session_hash=f'x/../../../..{tmp_path}/mine'))
     assert (tmp_path/'mine').exists() and app.folder(v).parent==app.VISITORS and app.folder(v)!=app.folder(Visitor('other'))
 
+def test_who_came_without_a_page_is_forgotten(me):
+    gone,here = Visitor('gone'),Visitor('here'); app.example(gone); app.example(here); app.LABS[app.name(gone)] = None
+    os.utime(app.folder(gone), (0, 0)); os.utime(app.folder(here), (0, 0)); app.keep(here)
+    with app.work(me, None): pass
+    assert not app.folder(gone).exists() and app.name(gone) not in app.LABS and app.folder(here).exists(); app.forget(here)
+
+def test_zips_are_limited_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, 'INPUTS', 3)
+    for z in 'ab':
+        with zipfile.ZipFile(tmp_path/f'{z}.zip', 'w') as f:
+            for i in range(2): f.writestr(f'{z}{i}.png', b'x')
+    with pytest.raises(app.ImageError, match='b.zip: more than 3 pictures'): app._unzipped([str(tmp_path/'a.zip'), str(tmp_path/'b.zip')], tmp_path/'lq')
+    assert not list((tmp_path/'lq').glob('b*'))
+
 def test_a_page_closed_while_a_result_is_written(me):
     with app.work(me, None):
         app.forget(me); app.example(me)

@@ -94,6 +94,21 @@ def test_stop_stops_at_the_next_step(lab, monkeypatch):
     assert time.monotonic()-start<10 and box.work.made==0 and 'stopped' in box.work.text.value and not box.work.running
     assert not any(lab.has(lab.restored(K)) for K in lab.Ks) and not list(lab.folder.glob('.*'))
 
+def test_an_error_holds_no_memory_and_a_stopped_job_stops(lab, monkeypatch):
+    begun,made = threading.Event(),[]
+    def slow(self, **job):
+        if job['K']==lab.Ks[0]: raise ValueError('no')
+        made.append(job['K']); begun.set()
+        for _ in range(400): time.sleep(.02); self.callback()
+        return {}
+    monkeypatch.setattr(Lab, '_do', slow)
+    box = K_explorer(lab, recipes=('plain',)); begun.wait(30); now = made[-1]
+    box.work.bar.children[2].click(); job = lab.restored(lab.Ks[0], seed=9); box.work.first(job)      # asked for before the other has noticed
+    start = time.monotonic()
+    while not box.work.error(job) and time.monotonic()-start<6: time.sleep(.01)
+    assert time.monotonic()-start<4 and box.work.error(job).__traceback__ is None            # a job takes eight seconds: it did not run to its end first
+    box.work.stop(); box.work.join(30)
+
 def test_what_cannot_be_made_is_told_and_not_tried_again(lab, monkeypatch):
     do,tries = lab._do,[]
     def broken(self, **job):

@@ -1,5 +1,6 @@
 "Training: resumable at any moment, honest about failure."
 import json
+from types import SimpleNamespace
 import pytest, torch
 from gen2res.images import ImageError, astronaut, save_image
 from gen2res.prior import load_prior
@@ -91,6 +92,27 @@ def test_the_best_is_kept(pictures, tmp_path):
     scores = iter([.5, .2, .9, .3]); t.errors = lambda: {20: next(scores)}
     t.run(progress=False)
     assert load_prior(tmp_path/'best', 'cpu').card['iterations']==2 and load_prior(tmp_path/'prior', 'cpu').card['iterations']==4
+
+def test_the_best_by_other_pictures_is_not_the_best_by_these(pictures, tmp_path):
+    kw = dict(arch=ARCH, batch=2, val_every=2, device='cpu', iters=4); run = lambda val, **k: Trainer(pictures, tmp_path, val=val, **kw | k)
+    run(pictures[:2]).run(progress=False)
+    assert run(pictures[:2]).best < float('inf')==run(pictures[2:4]).best
+
+def test_a_finished_run_started_again_keeps_what_was_measured(pictures, tmp_path):
+    kw = dict(arch=ARCH, batch=2, val_every=2, device='cpu', iters=4, val=pictures[:2])
+    card = lambda: (Trainer(pictures, tmp_path, **kw).run(progress=False), load_prior(tmp_path/'prior', 'cpu').card)[1]
+    assert (first := card())==card() and first['validation']
+
+def test_a_state_that_cannot_be_read_is_not_called_broken(pictures, tmp_path, monkeypatch):
+    kw = dict(arch=ARCH, batch=2, iters=2, device='cpu'); Trainer(pictures, tmp_path, **kw).save()
+    def denied(*a, **k): raise PermissionError(13, 'Permission denied', 'state.pt')
+    monkeypatch.setattr(torch, 'load', denied)
+    with pytest.raises(PermissionError): Trainer(pictures, tmp_path, **kw)
+
+def test_a_team_without_a_common_folder_does_not_begin(pictures, tmp_path, monkeypatch):
+    team = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True, device='cpu', gather=lambda t: torch.cat([t, t+3]))
+    monkeypatch.setattr('gen2res.train.team', lambda: team)
+    with pytest.raises(ValueError, match=r'go on at iterations \[0, 3\]: they must see the same folder'): Trainer(pictures, tmp_path, ARCH, batch=2, iters=2, device='cpu')
 
 def test_resuming_trims_the_log(pictures, tmp_path):
     kw = dict(arch=ARCH, batch=2, iters=5, log_every=1, device='cpu')
