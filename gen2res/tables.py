@@ -427,7 +427,7 @@ def table_held(b, k):
     return table(b, k, jobs, 'targets', names=('held',), sets=())
 
 @of('4 moderate')
-def table_iters(b, k, longer=(400,800,2400)):
+def table_iters(b, k, longer=(400,800,2400,4000)):
     "Tunings as the paper's, of 16 photos at a rate of 1e-4, cut to so many iterations."
     cut = {f'16 x {n}': b.tuned(k, iters=n, batch=16, lr=1e-4) for n in longer}
     return table(b, k, {'pre-trained': b.restored(k), 'ours': b.tuned(k)} | cut, 'ours', iters='in the name')
