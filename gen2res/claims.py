@@ -352,7 +352,7 @@ def claim_untuned(b, people=range(8), damages=('camera',)):
     "Rows: free, tuned, and constrained without tuning."
     for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, MADE, damage=d)
 
-# %% ../nbs/20_claims.ipynb #92f4698c
+# %% ../nbs/20_claims.ipynb #892cadc7
 def auto_job(b, damage, fixed, n, Ks): # damage, fixed: of degrade
     "Portraits restored from every K of `Ks`, at 256 pixels, or AUTO: photos x Ks x 3 x S x S."
     truth = _spread(portraits(b.data, 'val', b.prior.side)['images'], n); y = degrade(truth, damage, seeds=0, **fixed)
@@ -361,8 +361,8 @@ def auto_job(b, damage, fixed, n, Ks): # damage, fixed: of degrade
 
 JOBS['auto'] = auto_job
 
-def claim_auto(b, damages=tuple(LADDERS), strengths=(1, 3, 5), n=57):
-    "Rows: every kind of damage in several strengths, all photos from the recipe's K, and each from its own."
+def claim_auto(b, damages=('camera','noise','jpeg','small','blur','motion'), strengths=(1, 3, 5), n=24):
+    "Rows: damage of several kinds and strengths, all photos from the recipe's K, and each from its own."
     steps = [(d, s, *LADDERS[d][s-1]) for d in damages for s in strengths]; names = 'recipe',AUTO
     rs = b.results([{AUTO: dict(kind='auto', damage=d, fixed=fixed, n=n, Ks=[PAPER_K, AUTO])} for *_,d,fixed in steps], AUTO)
     for (d,s,*_),r in zip(steps, rs):
