@@ -352,7 +352,7 @@ def claim_untuned(b, people=range(8), damages=('camera',)):
     "Rows: free, tuned, and constrained without tuning."
     for d in damages: yield from _measured(b, [untuned_jobs(w, d, OWN_KS) for w in people], OWN_KS, FREE, MADE, damage=d)
 
-# %% ../nbs/20_claims.ipynb #892cadc7
+# %% ../nbs/20_claims.ipynb #dab043a4
 def auto_job(b, damage, fixed, n, Ks): # damage, fixed: of degrade
     "Portraits restored from every K of `Ks`, at 256 pixels, or AUTO: photos x Ks x 3 x S x S."
     truth = _spread(portraits(b.data, 'val', b.prior.side)['images'], n); y = degrade(truth, damage, seeds=0, **fixed)
