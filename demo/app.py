@@ -62,7 +62,7 @@ def forget(request:gr.Request):
 
 def sweep():
     "Forget those who came without a page, and of whom nothing was heard for a while."
-    for d in VISITORS.iterdir():
+    for d in VISITORS.glob('*'):
         with suppress(OSError):
             if time.time()-d.stat().st_mtime>AGE+TICK: LABS.pop(d.name, None); shutil.rmtree(d)
 
@@ -89,7 +89,7 @@ def stops(button, *started):
 def work(request, progress): # -> watch(stage, done, of) for the library's long work
     "Shows how far it is, stops at the next step when cancelled, turns every error into a toast."
     stop,gone,since = _word(request, 'stop'),_word(request, 'left'),{}
-    sweep()
+    keep(request); sweep()
     def watch(stage, done, of):
         keep(request)
         if _word(request, 'stop')!=stop: raise Cancelled()
@@ -99,7 +99,7 @@ def work(request, progress): # -> watch(stage, done, of) for the library's long 
         if progress is not None: progress((done, of), desc=f'{stage}, {left:.0f} s left', unit='steps')
     try: yield watch
     except Cancelled: raise gr.Error('Cancelled.', duration=3, print_exception=False) from None
-    except (ImageError, PriorError, ValueError, OSError, RuntimeError) as e: raise gr.Error(plain(e), print_exception=False) from None
+    except (ImageError, PriorError, ValueError, OSError, RuntimeError, MemoryError) as e: raise gr.Error(plain(e), print_exception=False) from None
     finally:
         if _word(request, 'left')!=gone: shutil.rmtree(folder(request), ignore_errors=True)   # the page was closed while this wrote
 
@@ -408,7 +408,7 @@ def build():
 def launch(**kw): # of Blocks.launch
     if threading.current_thread() is threading.main_thread():
         for s in ('SIGTERM','SIGHUP'):                                  # as by Ctrl-C: what visitors left is deleted
-            if hasattr(signal, s): signal.signal(getattr(signal, s), signal.default_int_handler)
+            if (n := getattr(signal, s, None)) and signal.getsignal(n)!=signal.SIG_IGN: signal.signal(n, signal.default_int_handler)     # nohup ignores it
     page = build().queue(default_concurrency_limit=1, max_size=40); atexit.register(page.close, verbose=False)
     return page.launch(ssr_mode=False, show_error=True, max_file_size=BYTES, css=CSS, footer_links=['gradio'], **kw)
 

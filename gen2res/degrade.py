@@ -301,10 +301,11 @@ def _drawn(path, asked) -> dict|None:
 
 def _noted(manifest, out, recipe, seed, fixed) -> dict:
     "What an earlier call, that asked for just this, notes of pictures that are still there."
-    try: about = json.loads(manifest.read_text())
-    except (OSError, ValueError): return {}
-    same = (about.get('recipe'), about.get('seed'), about.get('fixed'))==(recipe, seed, fixed)
-    return {name: f for name,f in about['files'].items() if same and (out/f'{name}.png').exists()}
+    try:
+        about = json.loads(manifest.read_text()); files = about['files'].items()
+        same = (about['recipe'], about['seed'], about['fixed'])==(recipe, seed, fixed)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}          # none, or somebody else's
+    return {name: f for name,f in files if same and (out/f'{name}.png').exists()}
 
 def degrade_files(paths, # files and folders
                   recipe:str, out, # folder for NAME.png and manifest.json

@@ -354,7 +354,7 @@ class Background:
         "Do this next."
         with self.lock:
             self.wanted = job
-            if job!=self.now: self.queue = deque([job, *(j for j in self.queue if j!=job)])
+            if job!=self.now or self.halted: self.queue = deque([job, *(j for j in self.queue if j!=job)])     # what is being stopped is asked for again
         if self.thread: self.start()
 
     def also(self, jobs):

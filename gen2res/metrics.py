@@ -131,8 +131,8 @@ def _pyiqa(name, w, **kw):
 
 def _make_niqe(device):
     "It computes in float64, which a Mac's GPU has not."
-    score = _pyiqa('niqe', NIQE)('cpu')
-    return lambda x: score(x.cpu())
+    at = 'cpu' if torch.device(device).type=='mps' else device; score = _pyiqa('niqe', NIQE)(at)
+    return lambda x: score(x.to(at))
 
 @lru_cache
 def _timm_create():

@@ -40,7 +40,7 @@ def weights_hash(model) -> str:
     return h.hexdigest()[:12]
 
 def own_random(device):
-    "In here the global generators may be drawn from: they are put back. (Of other GPUs than this nothing is asked.)"
+    "In here the global generators of the processor and of this device may be drawn from: they are put back. Other GPUs are not touched, nor asked."
     return torch.random.fork_rng(devices=[device] if torch.device(device).type=='cuda' else [])
 
 def heads_of(model) -> list:

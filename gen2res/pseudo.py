@@ -91,7 +91,7 @@ def make_targets(lq, # folder or files: the photos
     "Pseudo targets of all photos in a folder, as NAME.png; resumed, if killed, where it was. The manifest in the folder names all that lie there."
     out,photos = Path(out),[Path(lq)] if isinstance(lq, (str, Path)) else [*lq]
     files = [p for p in list_images(photos) if p.exists() or len(photos)>1]                    # of many a missing one costs a line
-    if not files: raise ImageError(f'{lq}: no ' + ('pictures here' if len(photos)>1 or photos[0].exists() else 'such file or folder'))
+    if not files: raise ImageError(f'{lq}: no ' + ('such file or folder' if len(photos)==1 and not photos[0].exists() else 'pictures here'))
     check_folder(out)
     n = pseudo_numbers(prior, K, L, N, steps); walk = walk_from(prior.schedule, n['K'], n['steps'])   # complains now, not after all photos are read
     if getattr(restorer, 'scale', 1)!=1: raise ValueError(f'{restorer.name}: enlarges {restorer.scale} times; what is adapted must keep the size')

@@ -323,7 +323,7 @@ def again(record, photo, prior, album=None) -> Image.Image: # record: of read_re
     "The picture that a record speaks of, bit for bit on the same machine."
     if 'file' in record and not isinstance(photo, torch.Tensor) and record['file']!=digest(photo):
         raise ImageError(f'{photo}: is not the file {record["source"]} that was restored')
-    r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples']); r.known = record.get('chosen', ())
+    r,seeds = restorer_of(record, prior, album),(record['seed'], record['samples']); r.known = [*record.get('chosen', ())]
     if 'faces' in record: return restored_faces(load_photo(photo), [Face(*f) for f in record['faces']], record['crop'], r, *seeds)[0]
     y = photo if isinstance(photo, torch.Tensor) else read_face(photo, r.side)[0]
     return to_pil(r(y, *seeds)[record['kept']])

@@ -165,13 +165,15 @@ class Run:
 
     def _resume(self):
         try: s = torch.load(self.state_file, map_location='cpu', weights_only=True)
-        except (OSError, MemoryError): raise                                            # nothing is said about the file
-        except Exception as e: raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
+        except Exception as e:
+            if isinstance(e, OSError) or no_memory(e): raise                            # nothing is said about the file
+            raise ValueError(f'{self.state_file}: not a training state ({type(e).__name__}); remove it to start anew') from None
         other = [k for k,v in self.fixed().items() if s.get('fixed', {}).get(k, 0 if k=='above' else v)!=v]      # a state from before there was `above`
         if other: raise ValueError(f'{self.state_file}: belongs to a run with another {", ".join(other)}; choose another folder, or the same settings')
         for k,v in self.parts().items(): v.load_state_dict(s[k])
         self.it,self.spent,self.measured = s['it'],s.get('spent', 0.),s.get('measured', {})
-        if s.get('on', self.measured_on())==self.measured_on(): self.best = s.get('best', math.inf)
+        if s.get('on', self.measured_on())!=self.measured_on(): self.measured = {}
+        else: self.best = s.get('best', math.inf)
         if self.team.is_main_process: self._trim_log()
 
     def _trim_log(self):

@@ -19,7 +19,7 @@ def test_differentiable_and_of_the_same_shape(name):
     x = torch.randn(2,3,32,48, requires_grad=True); y = FILTERS[name](x, 8); y.sum().backward()
     assert y.shape==x.shape and x.grad.isfinite().all()
 
-@pytest.mark.parametrize('sigma', [5., 6., 12.])
+@pytest.mark.parametrize('sigma', [6., 12.])
 def test_wide_blurs_are_the_same_in_two_passes(sigma, monkeypatch):
     x = torch.randn(1, 3, 40, 56); quick = blur(x, sigma)
     monkeypatch.setattr('gen2res.filters.WIDE', 1000); assert (quick-blur(x, sigma)).abs().max() < 1e-5 and torch.equal(blur(x, 0), x)

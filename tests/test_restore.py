@@ -48,33 +48,32 @@ def test_plain_restorer_is_restore(tiny): assert torch.equal(Restorer(tiny, K=20
 LIGHT,HEAVY = (degrade(astronaut(64), 'jpeg', seeds=0, q=q) for q in (60, 5))
 
 def test_each_photo_has_the_K_that_it_needs(faces64):
-    r,both = Restorer(faces64, K=AUTO),torch.cat([LIGHT, HEAVY])
-    x = r(both, seeds=[3, 4]); Ks = [min(52, *suggested_K(im, faces64, [s])) for im,s in zip(both.split(1), (3, 4))]
+    r,both = Restorer(faces64, K=AUTO, steps=8),torch.cat([LIGHT, HEAVY])
+    x = r(both, seeds=[3, 4]); Ks = [min(52, *suggested_K(im, faces64, [s], steps=8)) for im,s in zip(both.split(1), (3, 4))]
     assert 10 < Ks[0] < Ks[1] <= 52 and r.chosen==Ks[1] and r.title==f'restored, K = {Ks[1]}' and r.settings()['K']=='auto'
-    for i,K in enumerate(Ks): assert torch.equal(x[i:i+1], restore(both[i:i+1], faces64, K, seeds=[3+i]))
+    for i,K in enumerate(Ks): assert torch.equal(x[i:i+1], restore(both[i:i+1], faces64, K, 8, seeds=[3+i]))
     several = r(LIGHT, 3, samples=2)
-    assert r.chosen==Ks[0] and (several-restore(LIGHT.expand(2, -1, -1, -1), faces64, Ks[0], seeds=[3, 4])).abs().max() < 1e-5
-    quick = Restorer(faces64, K=AUTO, steps=45)
-    assert quick(LIGHT, [3]).isfinite().all() and quick.chosen < 45                      # a walk of fewer steps than were asked for
+    assert r.chosen==Ks[0] and (several-restore(LIGHT.expand(2, -1, -1, -1), faces64, Ks[0], 8, seeds=[3, 4])).abs().max() < 1e-5
+    few = Restorer(faces64, K=AUTO, steps=45); few.known = [9]
+    assert few(LIGHT, [3]).isfinite().all() and few.chosen==9                      # a walk of fewer steps than were asked for
 
 def test_a_chosen_K_is_on_the_sheet_and_in_the_record(faces64, tmp_path):
     photo,faces = to_pil(torch.cat([LIGHT, HEAVY], -1)),[Face(0, 0, 64), Face(64, 0, 64)]
     kw = dict(out=tmp_path, seed=3)
-    restore_photo(photo, Restorer(faces64, K=AUTO), 'two', faces=faces, how='face', **kw)
+    restore_photo(photo, Restorer(faces64, K=AUTO, steps=8), 'two', faces=faces, how='face', **kw)
     about = read_record(tmp_path/'two_restored.png')
     assert about['K']=='auto' and len(about['chosen'])==2 and about['chosen'][0] < about['chosen'][1]
-    save_image(LIGHT, tmp_path/'one.png'); restore_file(tmp_path/'one.png', Restorer(faces64, K=AUTO), square=True, **kw)
+    save_image(LIGHT, tmp_path/'one.png'); restore_file(tmp_path/'one.png', Restorer(faces64, K=AUTO, steps=8), square=True, **kw)
     about = read_record(tmp_path/'one_restored.png')
-    assert about['chosen']==[min(52, *suggested_K(load_image(tmp_path/'one.png'), faces64, 3))]
+    assert about['chosen']==[min(52, *suggested_K(load_image(tmp_path/'one.png'), faces64, 3, steps=8))]
     assert to_tensor(to_unit_rgb(again(about, tmp_path/'one.png', faces64))).equal(load_image(tmp_path/'one_restored.png'))
 
 def test_a_result_is_made_again_from_the_K_that_was_chosen(faces64, monkeypatch):
-    made = Restorer(faces64, K=AUTO)(LIGHT, 3)
     monkeypatch.setattr('gen2res.restore.suggest_K', lambda *a, **kw: pytest.fail('judged anew'))
-    about = json.loads(record(Restorer(faces64, K=AUTO).settings(), 3, chosen=[36])['gen2res'])
+    about = json.loads(record(Restorer(faces64, K=AUTO, steps=4).settings(), 3, chosen=[36])['gen2res'])
     assert again(about, LIGHT, faces64).size==(64, 64)
-    r = Restorer(faces64, K=AUTO); r.known = [20, 30]
-    assert torch.equal(r(torch.cat([LIGHT, LIGHT]), [3, 3])[1:], restore(LIGHT, faces64, 30, seeds=[3])) and r.chosen==30 and made.shape==LIGHT.shape
+    r = Restorer(faces64, K=AUTO, steps=4); r.known = [20, 30]
+    assert torch.equal(r(torch.cat([LIGHT, LIGHT]), [3, 3])[1:], restore(LIGHT, faces64, 30, 4, seeds=[3])) and r.chosen==30
 
 def test_nothing_is_tuned_for_a_photo_that_the_tuning_would_not_touch(faces64, monkeypatch):
     monkeypatch.setattr('gen2res.restore.suggest_K', lambda *a: [10])
