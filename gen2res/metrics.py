@@ -166,9 +166,9 @@ def _uniface(w, metric, make):
 
 def _cut(x, middle, share:float, side:int): # middle: (x, y) in shares of the square
     "A square of that share of each picture's side, resampled to `side` pixels."
-    squares(x); theta = torch.tensor([[share, 0, 2*middle[0]-1], [0, share, 2*middle[1]-1]], dtype=x.dtype, device=x.device)
+    theta = torch.tensor([[share, 0, 2*middle[0]-1], [0, share, 2*middle[1]-1]], dtype=x.dtype, device=x.device)
     grid = F.affine_grid(theta.expand(len(x), -1, -1), (len(x), 3, side, side), align_corners=False)
-    return F.grid_sample(resize(x, round(side/share)), grid, padding_mode='border', align_corners=False)
+    return F.grid_sample(resize(squares(x), round(side/share)), grid, padding_mode='border', align_corners=False)
 
 def arcface_cut(x) -> torch.Tensor: # B x 3 x S x S, aligned -> B x 3 x 112 x 112
     "The square that puts the eyes where ArcFace was trained to find them."
@@ -386,7 +386,7 @@ def can_run(name) -> str:
 
 def at_hand(*names, side:int|None=None) -> tuple: # side: of the pictures, pixels
     "Those of these metrics that can run."
-    return *(m for m in names if not can_run(m) and (side or LEAST.get(m, 1))>=LEAST.get(m, 1)),
+    return *(m for m in names if not can_run(m) and not (side and side<LEAST.get(m, 1))),
 
 # %% ../nbs/14_metrics.ipynb #32e115b0
 def pictures(folder) -> dict: # name -> path
